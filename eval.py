@@ -1,0 +1,36 @@
+"""Evaluates a run, and prints one JSON object as its last line.
+
+python eval.py --workdir=runs/soft --step=best --split='test[:50%]'
+"""
+
+import json
+
+from absl import flags
+
+from softmoe import launch
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+_STEP = flags.DEFINE_string(
+  'step', 'latest', "Which checkpoint: 'latest', 'best' or a step."
+)
+_SPLIT = flags.DEFINE_string(
+  'split', '', "Which split; empty: the config's eval_split."
+)
+_MESH = flags.DEFINE_string(
+  'mesh', 'data:-1', 'The mesh; it need not be the one of the training.'
+)
+flags.mark_flag_as_required('workdir')
+
+
+def main() -> None:
+  """Evaluates, and prints the result."""
+  from softmoe.evaluation import run
+
+  result = run.evaluate_workdir(
+    _WORKDIR.value, step=_STEP.value, split=_SPLIT.value, mesh=_MESH.value
+  )
+  print(json.dumps(result))
+
+
+if __name__ == '__main__':
+  launch.run(main)

@@ -1,0 +1,1 @@
+"""Images from a named source to global batches: sources, transforms."""

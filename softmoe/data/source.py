@@ -1,0 +1,131 @@
+"""What a source of labelled images is, and the ones that wrap another."""
+
+import dataclasses
+from typing import Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from softmoe.errors import UserError
+
+
+class Example(TypedDict):
+  """One labelled image: uint8 (h, w, c) and its class index."""
+
+  image: np.ndarray
+  label: int
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to labelled images; safe to read from several threads.
+
+  Attributes:
+    num_classes: number of classes, where the source knows it.
+    labels: every label in order, where the source knows them without reading
+      an image.
+  """
+
+  @property
+  def num_classes(self) -> int | None: ...
+
+  @property
+  def labels(self) -> np.ndarray | None: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+  """Images that fit in memory; grey ones may leave out their channel axis."""
+
+  images: UInt8[np.ndarray, 'n h w *c']
+  labels: Integer[np.ndarray, ' n']
+  num_classes: int | None = None
+
+  def __post_init__(self):
+    if self.images.ndim == 3:
+      object.__setattr__(self, 'images', self.images[..., None])
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, index: int) -> Example:
+    return {'image': self.images[index], 'label': int(self.labels[index])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+  """The examples of `source` from `start` up to `stop`."""
+
+  source: Source
+  start: int
+  stop: int
+
+  @property
+  def num_classes(self) -> int | None:
+    return self.source.num_classes
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    labels = self.source.labels
+    return None if labels is None else labels[self.start : self.stop]
+
+  def __len__(self) -> int:
+    return self.stop - self.start
+
+  def __getitem__(self, index: int) -> Example:
+    return self.source[self.start + index]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCheck:
+  """`source`, whose labels must lie in `range(num_classes)`.
+
+  Labels that are known in advance are checked at once, the others as they are
+  read.
+
+  Raises:
+    UserError: a label is out of range; names its index, itself and the range.
+  """
+
+  source: Source
+  num_classes: int
+
+  def __post_init__(self):
+    if self.labels is not None:
+      wrong = (self.labels < 0) | (self.labels >= self.num_classes)
+      if wrong.any():
+        index = int(wrong.argmax())
+        self._refuse(index, int(self.labels[index]))
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    return self.source.labels
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self.source[index]
+    if not 0 <= example['label'] < self.num_classes:
+      self._refuse(index, example['label'])
+    return example
+
+  def _refuse(self, index: int, label: int):
+    raise UserError(
+      f'label of example {index}',
+      label,
+      f'config.data.num_classes asks for 0 to {self.num_classes - 1}',
+    )
+
+
+def fixed_order(size: int) -> Integer[np.ndarray, ' n']:
+  """Returns a permutation of `range(size)` that no release of numpy changes.
+
+  It sorts the raw output of a bit generator, a stream that numpy keeps fixed
+  (NEP 19); the output of `Generator.permutation` may change.
+  """
+  return np.argsort(np.random.PCG64(0).random_raw(size), kind='stable')

@@ -1,0 +1,16 @@
+"""The one exception for input that a user can put right."""
+
+
+class UserError(ValueError):
+  """Bad input from a user: a config field, a flag, a data or weights file.
+
+  The command lines print it as one line and exit with code 2. The message
+  names the field, says what was given and what would be right.
+
+  Attributes:
+    field: name of the config field, flag or file at fault.
+  """
+
+  def __init__(self, field: str, given: object, expected: str):
+    self.field = field
+    super().__init__(f'{field}: got {given!r}; {expected}')

@@ -1,0 +1,64 @@
+"""Loss and accuracy of a classifier over one pass of a split."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+from softmoe.data import batches, prefetch
+from softmoe.training import losses
+
+
+def make_evaluator(
+  experiment: experiment_lib.Experiment, split: str
+) -> Callable[[experiment_lib.Params], dict[str, float]]:
+  """Returns a function from parameters to metrics over the whole of `split`.
+
+  The metrics are `loss` and `accuracy`, means over the examples, and
+  `examples`, their number. Padding counts for nothing.
+
+  Raises:
+    UserError: the split cannot be read; raised by the returned function.
+  """
+  step = jax.jit(lambda params, batch: _sums(experiment, params, batch))
+  data = experiment.config.data
+
+  def evaluate(params: experiment_lib.Params) -> dict[str, float]:
+    local = batches.eval_batches(
+      data,
+      split,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    placed = prefetch.to_devices(local, experiment.mesh, data.prefetch)
+    total = {'loss': 0.0, 'accuracy': 0.0, 'examples': 0.0}
+    for sums in (step(params, batch) for batch in placed):
+      total = {name: total[name] + float(sums[name]) for name in total}
+    count = total['examples']
+    return {
+      'loss': total['loss'] / count,
+      'accuracy': total['accuracy'] / count,
+      'examples': int(count),
+    }
+
+  return evaluate
+
+
+def _sums(
+  experiment: experiment_lib.Experiment,
+  params: experiment_lib.Params,
+  batch: dict[str, jax.Array],
+) -> dict[str, Any]:
+  config, mask = experiment.config, batch['mask']
+  logits, _ = nnx.merge(experiment.graphdef, params)(batch['image'])
+  labels = losses.soft_labels(batch['label'], config.data.num_classes)
+  loss = losses.cross_entropy(config.loss)(logits, labels)
+  correct = jnp.argmax(logits, axis=-1) == batch['label']
+  return {
+    'loss': jnp.sum(loss * mask),
+    'accuracy': jnp.sum(correct * mask),
+    'examples': jnp.sum(mask),
+  }

@@ -1,0 +1,159 @@
+"""Parts that transformers share: attention, dropout, the pre-norm block.
+
+Axes: `b` images, `n` tokens, `d` width, `h` heads, `k` width of a head.
+
+Randomness comes in as a key; no key means evaluation, without dropout.
+"""
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from softmoe import config as config_lib
+from softmoe import sharding
+from softmoe.moe import layer, mlp
+
+Key = PRNGKeyArray | None
+
+
+def dropout(
+  x: Float[Array, '*b'], rate: float, key: Key, shape: tuple[int, ...]
+) -> Float[Array, '*b']:
+  """Zeroes entries of `x` with probability `rate` and rescales the others.
+
+  Args:
+    x: any array.
+    rate: probability, below 1; may be a traced scalar.
+    key: None leaves `x` as it is.
+    shape: of the mask, broadcast over x: (b, 1, 1) drops whole examples.
+  """
+  if key is None:
+    return x
+  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention, with optional LayerNorm of queries and keys."""
+
+  def __init__(
+    self, config: config_lib.ModelConfig, *, qk_norm: bool, rngs: nnx.Rngs
+  ):
+    width, self.num_heads = config.width, config.num_heads
+    linear = lambda: nnx.Linear(
+      width,
+      width,
+      kernel_init=nnx.initializers.xavier_uniform(),
+      dtype=jnp.dtype(config.dtype),
+      param_dtype=jnp.dtype(config.param_dtype),
+      rngs=rngs,
+    )
+    self.query, self.key, self.value = linear(), linear(), linear()
+    self.out = linear()
+    self.query_norm = self.key_norm = None
+    if qk_norm:
+      norm = lambda: layer_norm(
+        config, width // self.num_heads, use_bias=False, rngs=rngs
+      )
+      self.query_norm, self.key_norm = norm(), norm()
+
+  def __call__(
+    self, x: Float[Array, 'b q d'], memory: Float[Array, 'b n d']
+  ) -> Float[Array, 'b q d']:
+    """Returns what the queries `x` read from `memory`."""
+    query = self._heads(self.query(x), self.query_norm)
+    key = self._heads(self.key(memory), self.key_norm)
+    value = self._heads(self.value(memory), None)
+    y = jax.nn.dot_product_attention(query, key, value)
+    return self.out(y.reshape(x.shape))
+
+  def _heads(
+    self, x: Float[Array, 'b n d'], norm: nnx.LayerNorm | None
+  ) -> Float[Array, 'b n h k']:
+    x = x.reshape(*x.shape[:-1], self.num_heads, -1)
+    return x if norm is None else norm(x)
+
+
+def layer_norm(
+  config: config_lib.ModelConfig,
+  width: int,
+  *,
+  use_bias: bool = True,
+  rngs: nnx.Rngs,
+) -> nnx.LayerNorm:
+  """Returns a LayerNorm of the model's types, epsilon 1e-6."""
+  return nnx.LayerNorm(
+    width,
+    epsilon=1e-6,
+    use_bias=use_bias,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )
+
+
+class Block(nnx.Module):
+  """Pre-norm transformer block; its second half is an MLP or an MoE layer."""
+
+  def __init__(
+    self, config: config_lib.ModelConfig, *, moe: bool, rngs: nnx.Rngs
+  ):
+    self.dropout = config.dropout
+    self.attention_norm = layer_norm(config, config.width, rngs=rngs)
+    self.attention = Attention(config, qk_norm=config.qk_norm, rngs=rngs)
+    self.mlp_norm = layer_norm(config, config.width, rngs=rngs)
+    self.mlp = make_moe(config, rngs) if moe else make_mlp(config, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'b n d'],
+    drop_path: Float[Array, ''] | float = 0.0,
+    key: Key = None,
+  ) -> tuple[Float[Array, 'b n d'], dict]:
+    """Returns the tokens and the MoE layer's `aux` (empty for an MLP).
+
+    Args:
+      x: tokens.
+      drop_path: probability that an image skips a half of the block.
+      key: for dropout and drop path; None: neither.
+    """
+    keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+    block = sharding.gather(self)
+    y = block.attention_norm(x)
+    y = block.attention(y, y)
+    x = x + self._drop(y, drop_path, keys[0], keys[1])
+    y = block.mlp(block.mlp_norm(x))
+    y, aux = y if isinstance(y, tuple) else (y, {})
+    return x + self._drop(y, drop_path, keys[2], keys[3]), aux
+
+  def _drop(self, y, drop_path, dropout_key, path_key):
+    if self.dropout:
+      y = dropout(y, self.dropout, dropout_key, y.shape)
+    if isinstance(drop_path, jax.Array) or drop_path:
+      y = dropout(y, drop_path, path_key, (y.shape[0], 1, 1))
+    return y
+
+
+def make_mlp(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> mlp.Mlp:
+  """Returns the block's MLP."""
+  return mlp.Mlp(
+    config.width,
+    config.mlp_dim,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )
+
+
+def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.SoftMoE:
+  """Returns the block's MoE layer, whose experts are the block's MLP."""
+  return layer.SoftMoE(
+    config.width,
+    num_experts=config.moe.num_experts,
+    slots_per_expert=config.moe.slots_per_expert,
+    expert=lambda rngs: make_mlp(config, rngs),
+    expert_init=config.moe.expert_init,
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )

@@ -1,0 +1,302 @@
+"""Vision transformer, plain or with MoE blocks.
+
+The AugReg line of ViT (https://arxiv.org/abs/2106.10270): pre-norm blocks,
+learned position embedding, final LayerNorm before the pooling.
+
+Axes: `b` images, `n` tokens, `d` width, `c` classes.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from softmoe import config as config_lib
+from softmoe import sharding
+from softmoe.errors import UserError
+from softmoe.models import blocks
+
+# name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
+# https://arxiv.org/abs/2106.04560.
+SIZES = {
+  'mu': (32, 1, 128, 2),
+  'Ti': (192, 12, 768, 3),
+  'S': (384, 12, 1536, 6),
+  'B': (768, 12, 3072, 12),
+  'L': (1024, 24, 4096, 16),
+  'H': (1280, 32, 5120, 16),
+  'g': (1408, 40, 6144, 16),
+  'G': (1664, 48, 8192, 16),
+}
+
+
+def variant(name: str) -> dict[str, Any]:
+  """Returns the `ModelConfig` fields of a size and patch, such as 'S/16'.
+
+  Raises:
+    UserError: the name is not of the form SIZE/PATCH with a known size.
+  """
+  size, _, patch = name.partition('/')
+  if size not in SIZES or not patch.isdigit() or not int(patch):
+    raise UserError('variant', name, f'SIZE/PATCH, SIZE one of {list(SIZES)}')
+  fields = ('width', 'depth', 'mlp_dim', 'num_heads')
+  return dict(zip(fields, SIZES[size], strict=True)) | {
+    'patch_size': (int(patch), int(patch))
+  }
+
+
+class ViT(nnx.Module):
+  """Images in, logits out."""
+
+  def __init__(
+    self,
+    config: config_lib.ModelConfig,
+    *,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    num_classes: int,
+    head_bias: float = 0.0,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the parameters.
+
+    Args:
+      config: sizes, types and MoE blocks.
+      image_size: height and width in pixels; a rest that fills no patch is
+        left out, as a convolution without padding would.
+      channels: of an image.
+      num_classes: width of the logits.
+      head_bias: start of the head's bias, -log(num_classes) for the sigmoid
+        loss; its kernel starts at zero.
+      rngs: source of the parameters' keys.
+
+    Raises:
+      UserError: sizes that do not fit together.
+    """
+    check(config, image_size)
+    self.config = config
+    self.patches = PatchEmbedding(config, image_size, channels, rngs=rngs)
+    self.blocks = nnx.List(make_blocks(config, rngs))
+    self.norm = blocks.layer_norm(config, config.width, rngs=rngs)
+    self.map_head = MapHead(config, rngs=rngs) if config.pool == 'map' else None
+    self.pre_logits, width = None, config.width
+    options = dict(param_dtype=jnp.dtype(config.param_dtype), rngs=rngs)
+    if config.representation_size:
+      width = config.representation_size
+      self.pre_logits = nnx.Linear(
+        config.width, width, dtype=jnp.dtype(config.dtype), **options
+      )
+    self.head = nnx.Linear(
+      width,
+      num_classes,
+      kernel_init=nnx.initializers.zeros,
+      bias_init=nnx.initializers.constant(head_bias),
+      dtype=jnp.float32,
+      **options,
+    )
+
+  def __call__(
+    self, images: Float[Array, 'b height width channels'], key: blocks.Key = None
+  ) -> tuple[Float[Array, 'b c'], dict[str, Any]]:
+    """Returns float32 logits and the MoE blocks' losses and metrics.
+
+    Args:
+      images: pixel values in the range the model was trained on.
+      key: for dropout and drop path; None at evaluation.
+    """
+    representation, aux = self.represent(images, key)
+    return sharding.gather(self.head)(representation), aux
+
+  def represent(
+    self, images: Float[Array, 'b height width channels'], key: blocks.Key = None
+  ) -> tuple[Float[Array, 'b d'], dict[str, Any]]:
+    """Returns what the head sees: the pooled, normalised tokens, and `aux`."""
+    keys = [None] * 2 if key is None else list(jax.random.split(key))
+    x = sharding.gather(self.patches)(images)
+    if self.config.dropout:
+      x = blocks.dropout(x, self.config.dropout, keys[0], x.shape)
+    x, aux = self._apply_blocks(x, keys[1])
+    x = self._pool(sharding.gather(self.norm)(x))
+    if self.pre_logits is not None:
+      x = jnp.tanh(sharding.gather(self.pre_logits)(x))
+    return x, aux
+
+  def _pool(self, x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
+    if self.map_head is not None:
+      return sharding.gather(self.map_head)(x)
+    return x[:, 0] if self.config.pool == 'token' else jnp.mean(x, axis=1)
+
+  def _apply_blocks(
+    self, x: Float[Array, 'b n d'], key: blocks.Key
+  ) -> tuple[Float[Array, 'b n d'], dict[str, Any]]:
+    """Runs the blocks in order, a stack of equal ones by one `scan`."""
+    rates, keys = self._drop_path_rates(), self._block_keys(key)
+    apply = lambda block, x, rate, key: block(x, rate, key)
+    if self.config.remat:
+      apply = jax.checkpoint(apply)
+    auxes, start = [], 0
+    for block, (_, length) in zip(self.blocks, runs(self.config), strict=True):
+      stop = start + length
+      if self.config.scan:
+        x, aux = jax.lax.scan(
+          lambda x, per_block: apply(per_block[0], x, *per_block[1:]),
+          x,
+          (block, rates[start:stop], None if keys is None else keys[start:stop]),
+        )
+      else:
+        rate = rates[start] if self.config.drop_path else 0.0
+        x, aux = apply(block, x, rate, None if keys is None else keys[start])
+        aux = jax.tree.map(lambda v: v[None], aux)
+      auxes += [aux] if aux else []
+      start = stop
+    return x, merge_aux(auxes)
+
+  def _drop_path_rates(self) -> Float[Array, ' depth']:
+    return jnp.linspace(0.0, self.config.drop_path, self.config.depth)
+
+  def _block_keys(self, key: blocks.Key):
+    return None if key is None else jax.random.split(key, self.config.depth)
+
+
+def merge_aux(auxes: list[dict[str, Any]]) -> dict[str, Any]:
+  """Sums the blocks' losses and averages their metrics."""
+  if not auxes:
+    return {'losses': {}, 'metrics': {}}
+  stacked = jax.tree.map(lambda *v: jnp.concatenate(v), *auxes)
+  return {
+    'losses': jax.tree.map(jnp.sum, stacked['losses']),
+    'metrics': jax.tree.map(jnp.mean, stacked['metrics']),
+  }
+
+
+def runs(config: config_lib.ModelConfig) -> list[tuple[bool, int]]:
+  """Returns (is MoE, number of blocks) of each entry of `ViT.blocks`.
+
+  With `scan`, neighbours of one kind share an entry.
+  """
+  kinds = [i in config.moe.blocks for i in range(config.depth)]
+  if not config.scan:
+    return [(kind, 1) for kind in kinds]
+  return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
+
+
+def make_blocks(
+  config: config_lib.ModelConfig, rngs: nnx.Rngs
+) -> list[blocks.Block]:
+  """Creates the blocks; block i has the same parameters, stacked or not."""
+  keys = jax.random.split(rngs.params(), config.depth)
+  made, start = [], 0
+  for moe, length in runs(config):
+    create = lambda key, moe=moe: blocks.Block(
+      config, moe=moe, rngs=nnx.Rngs(key)
+    )
+    if config.scan:
+      made.append(jax.vmap(create)(keys[start : start + length]))
+    else:
+      made.append(create(keys[start]))
+    start += length
+  return made
+
+
+def check(config: config_lib.ModelConfig, image_size: tuple[int, int]) -> None:
+  """Raises a UserError that names the first field that does not fit."""
+  field = 'config.model.'
+  if config.width % config.num_heads:
+    raise UserError(
+      field + 'num_heads', config.num_heads, f'a divisor of {config.width}'
+    )
+  if config.pool not in ('gap', 'token', 'map'):
+    raise UserError(field + 'pool', config.pool, "'gap', 'token' or 'map'")
+  if any(not 0 <= i < config.depth for i in config.moe.blocks):
+    raise UserError(
+      field + 'moe.blocks', config.moe.blocks, f'within 0..{config.depth - 1}'
+    )
+  if config.moe.router != 'soft':
+    raise UserError(field + 'moe.router', config.moe.router, "'soft'")
+  if any(p > s for p, s in zip(config.patch_size, image_size, strict=True)):
+    raise UserError(
+      field + 'patch_size', config.patch_size, f'at most {image_size}'
+    )
+
+
+class PatchEmbedding(nnx.Module):
+  """Patches to tokens, with class token and position embedding.
+
+  Attributes:
+    kernel: (patch height, patch width, channels, d), a convolution's layout.
+    position: (1, n, d), the class token's place first.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.ModelConfig,
+    image_size: tuple[int, int],
+    channels: int,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    init, dtype = nnx.initializers, jnp.dtype(config.param_dtype)
+    (ph, pw), d = config.patch_size, config.width
+    self.dtype = jnp.dtype(config.dtype)
+    n = (image_size[0] // ph) * (image_size[1] // pw)
+    self.kernel = nnx.Param(
+      init.lecun_normal()(rngs.params(), (ph, pw, channels, d), dtype)
+    )
+    self.bias = nnx.Param(jnp.zeros((d,), dtype))
+    self.class_token = None
+    if config.pool == 'token':
+      n += 1
+      self.class_token = nnx.Param(jnp.zeros((1, 1, d), dtype))
+    self.position = nnx.Param(
+      init.normal(0.02)(rngs.params(), (1, n, d), dtype)
+    )
+
+  def __call__(
+    self, images: Float[Array, 'b height width channels']
+  ) -> Float[Array, 'b n d']:
+    """Returns the tokens, row by row of the image."""
+    kernel = self.kernel[...].astype(self.dtype)
+    ph, pw, channels, width = kernel.shape
+    rows, columns = images.shape[1] // ph, images.shape[2] // pw
+    images = images[:, : rows * ph, : columns * pw].astype(self.dtype)
+    patches = sharding.reshape(images, rows, ph, columns, pw, channels)
+    # (b, row, p, column, q, channels) -> (b, row x column, p x q x channels)
+    patches = jnp.swapaxes(patches, 2, 3)
+    patches = sharding.reshape(patches, rows * columns, ph * pw * channels)
+    x = patches @ kernel.reshape(-1, width)
+    x = x + self.bias[...].astype(self.dtype)
+    if self.class_token is not None:
+      x = jnp.concatenate([self._class_tokens(x), x], axis=1)
+    return x + self.position[...].astype(self.dtype)
+
+  def _class_tokens(self, x: Float[Array, 'b n d']) -> Float[Array, 'b 1 d']:
+    # Adding a zeroed slice gives the token the batch's placement.
+    return self.class_token[...].astype(self.dtype) + 0 * x[:, :1]
+
+
+class MapHead(nnx.Module):
+  """Pools by attention from one learned probe (Zhai et al. 2022)."""
+
+  def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+    init, dtype = nnx.initializers, jnp.dtype(config.param_dtype)
+    self.probe = nnx.Param(
+      init.xavier_uniform()(rngs.params(), (1, 1, config.width), dtype)
+    )
+    self.attention = blocks.Attention(config, qk_norm=False, rngs=rngs)
+    self.norm = blocks.layer_norm(config, config.width, rngs=rngs)
+    self.mlp = blocks.make_mlp(config, rngs)
+
+  def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
+    """Returns one vector an image."""
+    probe = self.probe[...].astype(x.dtype) + 0 * x[:, :1]
+    y = self.attention(probe, x)
+    return (y + self.mlp(self.norm(y)))[:, 0]
+
+
+def sigmoid_head_bias(num_classes: int) -> float:
+  """Returns the head's starting bias under the sigmoid loss."""
+  return -math.log(num_classes)

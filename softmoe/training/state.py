@@ -1,0 +1,59 @@
+"""The train state: a plain pytree of arrays, all that a run must remember."""
+
+from typing import Any, TypedDict
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+
+
+class TrainState(TypedDict):
+  """What a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, the number of steps done.
+    params: the parameters, nested dicts.
+    opt_state: the optimizer's state, placed as the parameters are.
+    ema: the average of the parameters, or an empty dict.
+  """
+
+  step: jax.Array
+  params: experiment_lib.Params
+  opt_state: Any
+  ema: experiment_lib.Params
+
+
+def init(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the state at step 0; each device makes its own part of it."""
+  return jax.jit(lambda: _init(experiment))()
+
+
+def abstract(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the shapes, types and places of the state, without the arrays."""
+  shapes = jax.eval_shape(lambda: _init(experiment))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      x.dtype,
+      sharding=jax.NamedSharding(experiment.mesh, x.sharding.spec),
+    ),
+    shapes,
+  )
+
+
+def evaluated(state: TrainState) -> experiment_lib.Params:
+  """Returns the parameters that are evaluated: the average where there is one."""
+  return state['ema'] or state['params']
+
+
+def _init(experiment: experiment_lib.Experiment) -> TrainState:
+  config = experiment.config
+  params = experiment_lib.init_params(config, nnx.Rngs(config.seed))
+  return {
+    'step': jnp.zeros((), jnp.int32),
+    'params': params,
+    'opt_state': experiment.optimizer.init(params),
+    'ema': jax.tree.map(jnp.copy, params) if config.ema else {},
+  }

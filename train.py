@@ -1,0 +1,32 @@
+"""Trains the experiment of a config file.
+
+python train.py --config=configs/quickstart.py:soft --workdir=runs/soft
+"""
+
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from softmoe import launch
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The experiment: FILE or FILE:ARGUMENT.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; a run that it holds goes on.'
+)
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main() -> None:
+  """Trains, and prints the result as one line of JSON."""
+  from softmoe import config as config_lib
+  from softmoe.training import loop
+
+  result = loop.train(config_lib.parse(_CONFIG.value), _WORKDIR.value)
+  print(json.dumps(result))
+
+
+if __name__ == '__main__':
+  launch.run(main)
