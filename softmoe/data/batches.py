@@ -149,7 +149,10 @@ def _pad(
 def _read(
   dataset: grain.MapDataset[Batch], config: DataConfig
 ) -> Iterator[Batch]:
-  """Iterates, with `config.threads` threads that each prepare a batch ahead."""
+  """Iterates, with `config.threads` threads that each prepare a batch ahead.
+
+  So the host holds at most `config.threads` batches beside the one in use.
+  """
   if config.threads < 0:
     raise UserError('config.data.threads', config.threads, 'zero or more')
   options = grain.ReadOptions(

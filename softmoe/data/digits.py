@@ -10,17 +10,20 @@ import numpy as np
 
 from softmoe.data import source as source_lib
 from softmoe.data import splits
+from softmoe.errors import UserError
 
 _RANGES = {'train': slice(0, 1437), 'test': slice(1437, None)}
 
 
 def open_split(argument: str, split: str) -> source_lib.Source:
-  """Returns a whole split; `argument` is unused.
+  """Returns a whole split.
 
   Raises:
-    UserError: the split is unknown.
+    UserError: there is an argument, or the split is unknown.
   """
-  del argument
+  if argument:
+    given = f'digits:{argument}'
+    raise UserError('config.data.source', given, "'digits', without argument")
   if split not in _RANGES:
     raise splits.unknown(split, _RANGES)
   from sklearn import datasets  # costs a second to import

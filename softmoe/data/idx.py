@@ -1,4 +1,4 @@
-"""The file format of MNIST, Fashion-MNIST and EMNIST, gzipped or not.
+"""The file format of MNIST, Fashion-MNIST and KMNIST, gzipped or not.
 
 A file holds one array of bytes: two zeros, the type (8: uint8), the number of
 axes, each axis as a big-endian uint32, then the data

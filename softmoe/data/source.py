@@ -84,17 +84,20 @@ class Subset:
 class LabelCheck:
   """`source`, whose labels must lie in `range(num_classes)`.
 
-  Labels that are known in advance are checked at once, the others as they are
-  read.
+  What is known in advance is checked at once, other labels as they are read.
 
   Raises:
-    UserError: a label is out of range; names its index, itself and the range.
+    UserError: the source has more classes, or a label is out of range.
   """
 
   source: Source
   num_classes: int
 
   def __post_init__(self):
+    known = self.source.num_classes
+    if known is not None and known > self.num_classes:
+      expected = f'at least {known}, the classes of config.data.source'
+      raise UserError('config.data.num_classes', self.num_classes, expected)
     if self.labels is not None:
       wrong = (self.labels < 0) | (self.labels >= self.num_classes)
       if wrong.any():

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import pathlib
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -192,13 +194,72 @@ def test_eval_process_with_padding_alone():
   assert not batch['mask'].any()
 
 
-def test_labels_out_of_range():
-  config = config_lib.DataConfig(num_classes=9)
-  with pytest.raises(UserError, match='got 9; config.data.num_classes'):
+@dataclasses.dataclass
+class _Recorder:
+  """Black images; reading one takes 10 ms and has its index as the label."""
+
+  num_classes: int | None = None
+  labels: None = None
+  read: int = 0
+  active: int = 0
+  most_active: int = 0
+
+  def __post_init__(self):
+    self.lock = threading.Lock()
+
+  def __len__(self):
+    return 50
+
+  def __getitem__(self, index):
+    with self.lock:
+      self.read += 1
+      self.active += 1
+      self.most_active = max(self.active, self.most_active)
+    time.sleep(0.01)
+    with self.lock:
+      self.active -= 1
+    return {'image': np.zeros((6, 5, 3), np.uint8), 'label': index}
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+  source = _Recorder()
+  monkeypatch.setattr(sources, 'open_source', lambda name, split: source)
+  return source
+
+
+@pytest.mark.parametrize('threads', [0, 1, 3])
+def test_threads_work_at_once_and_no_further_ahead(recorder, threads):
+  config = _plain(batch_size=2, threads=threads, num_classes=50)
+  iterator = batches.train_batches(config, seed=0)
+  for _ in range(3):
+    next(iterator)
+  ahead = 2 * (3 + threads)
+  deadline = time.monotonic() + 10
+  while recorder.read < ahead and time.monotonic() < deadline:
+    time.sleep(0.01)
+  time.sleep(0.05)
+  assert recorder.read == ahead
+  assert recorder.most_active == max(threads, 1)
+
+
+@pytest.mark.parametrize('threads', [0, 2])
+def test_labels_out_of_range(recorder, threads):
+  del recorder
+  config = _plain(num_classes=49, threads=threads)
+  expected = 'label of example 49: got 49; .* 0 to 48'
+  with pytest.raises(UserError, match=expected):
+    _take(4, config)
+  with pytest.raises(UserError, match=expected):
+    _eval(config)
+
+
+def test_too_few_classes():
+  config = _replace(num_classes=9)
+  with pytest.raises(UserError, match='num_classes: got 9; at least 10'):
     batches.train_batches(config, seed=0)
-  lazy = batches.train_batches(_replace(num_classes=2), seed=0)
-  with pytest.raises(UserError, match='label of example .* 0 to 1'):
-    list(itertools.islice(lazy, 10))
+  with pytest.raises(UserError, match='num_classes: got 9; at least 10'):
+    batches.eval_batches(config, 'test')
 
 
 @pytest.mark.parametrize('threads', [0, 2])

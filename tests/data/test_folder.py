@@ -59,60 +59,28 @@ def test_slices_hold_images_of_every_class(tmp_path):
       _save(tmp_path / f'{label}/{i:02}.png', _grey(label, (1, 1)))
   for split in ('train[:80%]', 'train[80%:]'):
     source = sources.open_source(f'folder:{tmp_path}', split)
-    assert set(source.labels) == {0, 1, 2}
+    assert set(np.asarray(source.labels)) == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-  ('mode', 'channels'),
-  [
-    ('L', 1),
-    ('1', 1),
-    ('LA', 1),
-    ('RGB', 3),
-    ('RGBA', 3),
-    ('P', 3),
-    ('CMYK', 3),
-  ],
-)
-def test_modes(tmp_path, mode, channels):
-  (tmp_path / 'a').mkdir()
-  suffix = 'jpg' if mode == 'CMYK' else 'png'
-  pillow.new(mode, (6, 4)).save(tmp_path / f'a/x.{suffix}')
-  image = sources.open_source(f'folder:{tmp_path}', 'train')[0]['image']
-  assert (image.shape, image.dtype) == ((4, 6, channels), np.uint8)
-
-
-def test_jpeg_pixels(tmp_path):
-  image = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-  _save(tmp_path / 'a/x.jpeg', image, quality=95)
-  read = sources.open_source(f'folder:{tmp_path}', 'train')[0]['image']
-  np.testing.assert_allclose(read.astype(int), image, atol=2)
-
-
-def test_deep_images_are_refused(tmp_path):
-  _save(tmp_path / 'a/x.png', np.zeros((4, 4), np.uint16))
+def test_a_corrupt_image_is_named(tmp_path):
+  _save(tmp_path / 'a/broken.png', _grey(1))
+  (tmp_path / 'a/broken.png').write_bytes(b'no image')
   source = sources.open_source(f'folder:{tmp_path}', 'train')
-  with pytest.raises(UserError, match='not 8 bits a channel'):
+  expected = f'{tmp_path}/a/broken.png.*an intact JPEG or PNG'
+  with pytest.raises(UserError, match=expected):
     source[0]
 
 
-@pytest.mark.parametrize('suffix', ['png', 'jpg'])
-@pytest.mark.parametrize('keep', [0, 10, 300])
-def test_corrupt_image_is_named(tmp_path, suffix, keep):
-  noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-  path = tmp_path / f'a/broken.{suffix}'
-  _save(path, noise)
-  path.write_bytes(path.read_bytes()[:keep])
-  source = sources.open_source(f'folder:{tmp_path}', 'train')
-  with pytest.raises(
-    UserError, match=f'broken.{suffix}.*an intact JPEG or PNG'
-  ):
-    source[0]
+@pytest.mark.parametrize('name', ['', '/none', '/file/cat'])
+def test_missing_folder(tmp_path, name):
+  (tmp_path / 'file').write_text('no folder')
+  argument = name and f'{tmp_path}{name}'
+  expected = f"got '{argument}'; a folder that can be read"
+  with pytest.raises(UserError, match=expected):
+    sources.open_source(f'folder:{argument}', 'train')
 
 
-def test_missing_or_empty_folder(tmp_path):
-  with pytest.raises(UserError, match='an existing folder'):
-    sources.open_source(f'folder:{tmp_path}/none', 'train')
+def test_folder_without_images(tmp_path):
   (tmp_path / 'cat').mkdir()
   with pytest.raises(UserError, match='a folder for each class'):
     sources.open_source(f'folder:{tmp_path}', 'train')

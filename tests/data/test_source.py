@@ -12,7 +12,7 @@ class _LazySource:
   """Labels that are known only once an example is read."""
 
   values: tuple[int, ...]
-  num_classes: None = None
+  num_classes: int | None = None
   labels: None = None
 
   def __len__(self):
@@ -45,6 +45,14 @@ def test_other_labels_are_checked_when_read(wrong):
   assert [checked[0]['label'], checked[1]['label']] == [0, 9]
   with pytest.raises(UserError, match=f'example 2: got {wrong}'):
     checked[2]
+
+
+def test_more_classes_than_the_config_has():
+  with pytest.raises(
+    UserError, match='config.data.num_classes: got 10; at least 11'
+  ):
+    source_lib.LabelCheck(_LazySource((0,), num_classes=11), 10)
+  source_lib.LabelCheck(_LazySource((0,), num_classes=10), 10)
 
 
 def test_fixed_order_is_a_permutation_that_stays():

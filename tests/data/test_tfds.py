@@ -1,5 +1,6 @@
 import io
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ tfds = pytest.importorskip('tensorflow_datasets')
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Ten plain images for training and four for testing, of three classes."""
+  """Ten plain images for training, four for testing, and a damaged one."""
 
   name = 'tiny_images'
   code_path = None  # else the library imports a package that it lacks
@@ -34,12 +35,13 @@ class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {
       'train': self._generate_examples(10),
       'test': self._generate_examples(4),
+      'damaged': [(0, {'image': io.BytesIO(), 'label': 0, 'caption': ''})],
     }
 
   def _generate_examples(self, count):
     for i in range(count):
       file = io.BytesIO()
-      pillow.fromarray(np.full((6, 5, 3), i, np.uint8)).save(file, 'PNG')
+      pillow.new('RGB', (5, 6), (i, 100, 200)).save(file, 'PNG')
       file.seek(0)
       yield i, {'image': file, 'label': i % 3, 'caption': 'tiny'}
 
@@ -58,17 +60,53 @@ def test_array_record(data_dir):
   examples = [source[i] for i in range(10)]
   assert examples[0]['image'].shape == (6, 5, 3)
   assert examples[0]['image'].dtype == np.uint8
+  assert (examples[0]['image'][..., 1:] == (100, 200)).all()
   pixels = [int(e['image'][0, 0, 0]) for e in examples]
   assert sorted(pixels) == list(range(10))
   assert [e['label'] for e in examples] == [p % 3 for p in pixels]
   sliced = sources.open_source('tfds:tiny_images', 'train[50%:]')
   assert len(sliced) == 5
   assert int(sliced[0]['image'][0, 0, 0]) == pixels[5]
-  assert 'tensorflow' not in sys.modules
+
+
+def test_tensorflow_is_never_imported(data_dir, tmp_path):
+  del data_dir
+  # One that could be imported: it may well be installed beside this package.
+  (tmp_path / 'code/tensorflow').mkdir(parents=True)
+  (tmp_path / 'code/tensorflow/__init__.py').touch()
+  code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / 'code')!r})
+from softmoe.data import sources
+for name in ('digits', 'tfds:tiny_images'):
+  sources.open_source(name, 'train')[0]
+assert 'tensorflow_datasets' in sys.modules
+assert 'tensorflow' not in sys.modules
+import tensorflow
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_corrupt_image_is_named(data_dir):
+  del data_dir
+  source = sources.open_source('tfds:tiny_images', 'damaged')
+  expected = 'tfds:tiny_images, example 0.*an intact JPEG or PNG image'
+  with pytest.raises(UserError, match=expected):
+    source[0]
+
+
+def test_a_missing_file_is_named(data_dir):
+  (path,) = data_dir.rglob('*-train.array_record*')
+  path.unlink()
+  source = sources.open_source('tfds:tiny_images', 'train')
+  with pytest.raises(UserError, match=f'files that can be read.*{path.name}'):
+    source[0]
 
 
 def test_unknown_split(data_dir):
-  with pytest.raises(UserError, match=r"got 'val'; .*\['test', 'train'\]"):
+  with pytest.raises(
+    UserError, match=r"got 'val'; .*\['damaged', 'test', 'train'\]"
+  ):
     sources.open_source('tfds:tiny_images', 'val')
 
 
