@@ -9,7 +9,7 @@ from absl import flags
 
 from softmoe import launch
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
 _STEP = flags.DEFINE_string(
   'step', 'latest', "Which checkpoint: 'latest', 'best' or a step."
 )
@@ -19,7 +19,7 @@ _SPLIT = flags.DEFINE_string(
 _MESH = flags.DEFINE_string(
   'mesh', 'data:-1', 'The mesh; it need not be the one of the training.'
 )
-flags.mark_flag_as_required('workdir')
+flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 
 def main() -> None:

@@ -14,9 +14,13 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment: FILE or FILE:ARGUMENT.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of the run; a run that it holds goes on.'
+  'workdir', '', 'Directory of the run; a run that it holds goes on.'
 )
-flags.mark_flags_as_required(['config', 'workdir'])
+# A file that cannot be read shows itself at the first look into the config.
+flags.register_validator(
+  _CONFIG, lambda config: config and 'steps' in config, 'give --config=FILE'
+)
+flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 
 def main() -> None:

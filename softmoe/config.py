@@ -113,10 +113,10 @@ class CheckpointConfig:
   """What is kept in `workdir/checkpoints`; 0 turns a rule off."""
 
   every: int = 1000  # steps between saves; the last step is always saved
-  keep_last: int = 2
+  keep_last: int = 2  # at least 1, so that a run can go on
   keep_every: int = 0  # also keep every step divisible by this
   keep_best: int = 1  # also keep this many with the best metric
-  best_metric: str = 'accuracy'
+  best_metric: str = 'accuracy'  # a name with 'loss' in it: lowest is best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,12 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
+def check_argument(argument: str, known: tuple[str, ...]) -> None:
+  """Raises a UserError if a config file does not know its argument."""
+  if argument not in known:
+    raise UserError('--config=FILE:ARGUMENT', argument, f'one of {list(known)}')
+
+
 def parse(config: ml_collections.ConfigDict | dict) -> Config:
   """Returns the checked, frozen form of a config.
 
@@ -171,9 +177,9 @@ def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   flat = {}
   for key, value in tree.items():
     path = f'{prefix}{key}'
-    flat |= _flatten(value, path + '.') if isinstance(value, dict) else {
-      path: value
-    }
+    flat |= (
+      _flatten(value, path + '.') if isinstance(value, dict) else {path: value}
+    )
   return flat
 
 
@@ -181,8 +187,12 @@ def _parse(cls: type, values: dict[str, Any], prefix: str) -> Any:
   hints = typing.get_type_hints(cls)
   for key in values:
     if key not in hints:
-      raise UserError(f'config.{prefix}{key}', values[key], _suggest(key, hints))
-  return cls(**{k: _convert(hints[k], v, prefix + k) for k, v in values.items()})
+      raise UserError(
+        f'config.{prefix}{key}', values[key], _suggest(key, hints)
+      )
+  return cls(
+    **{k: _convert(hints[k], v, prefix + k) for k, v in values.items()}
+  )
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:
@@ -215,6 +225,4 @@ def _convert_tuple(args: tuple, value: tuple | list, path: str) -> tuple:
 
 
 def _name(hint: Any) -> str:
-  if isinstance(hint, types.GenericAlias) or dataclasses.is_dataclass(hint):
-    return str(hint).replace('softmoe.config.', '')
-  return hint.__name__
+  return str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,9 @@ def build(
   jax.set_mesh(mesh)
   check(config, mesh)
   abstract_model = jax.eval_shape(lambda: make_model(config, nnx.Rngs(0)))
-  abstract_params = jax.eval_shape(lambda: init_params(config, nnx.Rngs(0)))
+  abstract_params = sharding.abstract(
+    lambda: init_params(config, nnx.Rngs(0)), mesh
+  )
   schedule = schedules.make_schedule(
     config.optimizer.schedule, config.optimizer.learning_rate, config.steps
   )
@@ -92,39 +95,47 @@ def make_model(config: config_lib.Config, rngs: nnx.Rngs) -> vit.ViT:
   )
 
 
-def unrolled(config: config_lib.Config) -> config_lib.Config:
-  """Returns the config of the same model without `scan` and `remat`."""
-  model = dataclasses.replace(config.model, scan=False, remat=False)
-  return dataclasses.replace(config, model=model)
-
-
 def init_params(config: config_lib.Config, rngs: nnx.Rngs) -> Params:
   """Returns fresh parameters as nested dicts, each where it belongs."""
   params = nnx.to_pure_dict(nnx.state(make_model(config, rngs), nnx.Param))
-  return sharding.fsdp(params) if config.fsdp else params
+  if not config.fsdp:
+    return params
+  skip = lambda name: int(config.model.scan and name == 'blocks')
+  return {name: sharding.fsdp(w, skip(name)) for name, w in params.items()}
 
 
 def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   """Raises a UserError that names the first field that does not fit."""
   losses.cross_entropy(config.loss)
-  moe, experts = config.model.moe, mesh.shape['expert']
-  if moe.blocks and moe.num_experts % experts:
-    raise UserError(
-      'config.mesh',
-      config.mesh,
+  data, moe = config.data, config.model.moe
+  accumulate = config.optimizer.accumulate
+  parts = max(accumulate, 1) * mesh.size
+  divided = not moe.blocks or moe.num_experts % mesh.shape['expert'] == 0
+  for field, valid, expected in (
+    ('steps', config.steps >= 1, 'at least 1'),
+    ('log_every', config.log_every >= 1, 'at least 1'),
+    ('eval_every', config.eval_every >= 0, '0 or more'),
+    ('label_smoothing', 0 <= config.label_smoothing < 1, 'in [0, 1)'),
+    ('mixup', config.mixup >= 0, '0 or more'),
+    ('ema', 0 <= config.ema < 1, 'in [0, 1)'),
+    ('data.num_classes', data.num_classes >= 1, 'at least 1'),
+    ('optimizer.accumulate', accumulate >= 1, 'at least 1'),
+    (
+      'data.batch_size',
+      data.batch_size >= 1 and data.batch_size % parts == 0,
+      f'a positive multiple of {parts} (devices x micro-batches)',
+    ),
+    (
+      'data.eval_batch_size',
+      data.eval_batch_size >= 1 and data.eval_batch_size % mesh.size == 0,
+      f'a positive multiple of {mesh.size} (devices)',
+    ),
+    (
+      'mesh',
+      divided,
       f'an expert axis that divides the {moe.num_experts} experts',
-    )
-  parts = config.optimizer.accumulate * mesh.size
-  for field, size, multiple in (
-    ('batch_size', config.data.batch_size, parts),
-    ('eval_batch_size', config.data.eval_batch_size, mesh.size),
+    ),
   ):
-    if size < 1 or multiple < 1 or size % multiple:
-      raise UserError(
-        f'config.data.{field}',
-        size,
-        f'a positive multiple of {multiple} (devices x micro-batches)',
-      )
-  for field in ('steps', 'log_every'):
-    if getattr(config, field) < 1:
-      raise UserError(f'config.{field}', getattr(config, field), 'at least 1')
+    if not valid:
+      given = operator.attrgetter(field)(config)
+      raise UserError(f'config.{field}', given, expected)

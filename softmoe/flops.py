@@ -3,6 +3,7 @@
 FLOP here counts a multiply and an add as two, as the papers' tables do.
 """
 
+import dataclasses
 import time
 
 import jax
@@ -33,16 +34,30 @@ def forward_flops(config: config_lib.Config) -> float:
   """Returns the FLOPs of one image's forward pass, as the compiler counts.
 
   The count is of the traced program, before the compiler rewrites it. A `scan`
-  would count its body once, so the blocks are unrolled for it.
+  would count its body once, so the blocks are unrolled for it. All types are
+  float32 for it, since the casts of the weights, which are done once a batch,
+  would count as well.
   """
   with jax.set_mesh(_one_device_mesh()):
-    plain = experiment_lib.unrolled(config)
+    plain = _plain(config)
     make = lambda: experiment_lib.make_model(plain, nnx.Rngs(0))
     image = jax.ShapeDtypeStruct(
       (1, *config.data.image_size, config.data.channels), jnp.float32
     )
     lowered = jax.jit(lambda m, x: m(x)[0]).lower(jax.eval_shape(make), image)
     return lowered.cost_analysis()['flops']
+
+
+def _plain(config: config_lib.Config) -> config_lib.Config:
+  """Returns the config of the same model, unrolled and in float32."""
+  model = dataclasses.replace(
+    config.model,
+    scan=False,
+    remat=False,
+    dtype='float32',
+    param_dtype='float32',
+  )
+  return dataclasses.replace(config, model=model)
 
 
 def _one_device_mesh() -> jax.sharding.Mesh:

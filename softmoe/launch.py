@@ -6,15 +6,18 @@ its environment must change.
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from softmoe.errors import UserError
 
+FAILED = 1  # exit code of a run that diverged
 BAD_INPUT = 2  # exit code of a UserError
 STOPPED = 75  # exit code of a run that was told to stop: start it again
+
+_HUGE_PAGES = 'glibc.malloc.hugetlb'
 
 _CPU_DEVICES = flags.DEFINE_integer(
   'cpu_devices',
@@ -27,55 +30,96 @@ _CPU_DEVICES = flags.DEFINE_integer(
 
 def run(main: Callable[[], Any]) -> None:
   """Parses the flags, runs `main` and turns errors into exit codes."""
-  _use_huge_pages()
+  use_huge_pages()
   logging.set_verbosity(logging.WARNING)
-  app.run(lambda _: _guard(lambda: _start(main)), flags_parser=_parse_flags)
+  app.run(lambda _: guard(lambda: _start(main)), flags_parser=parse_flags)
 
 
-def _use_huge_pages() -> None:
+def use_huge_pages() -> None:
   """Starts the process anew with huge pages for the heap.
 
   The C library reads its settings once, at the start. Gradients of many
   experts are bound by page faults on fresh memory: with huge pages they were
   seen 2 to 2.4 times faster on a CPU.
   """
-  if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
+  settings = os.environ.get('GLIBC_TUNABLES', '')
+  if sys.platform != 'linux' or _HUGE_PAGES in settings:
     return
-  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-  os.execv(sys.executable, sys.orig_argv)
+  own = [settings] if settings else []
+  os.environ['GLIBC_TUNABLES'] = ':'.join([*own, f'{_HUGE_PAGES}=1'])
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags; one that is wrong ends the process."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as e:
+    _fail(_explain(e), BAD_INPUT)
+  if rest[1:]:
+    _fail(f'{rest[1]!r} is no flag; flags look like --name=value', BAD_INPUT)
+  return rest
+
+
+def guard(main: Callable[[], Any]) -> None:
+  """Runs `main`; what a user should read ends the process with one line."""
+  from softmoe.training import divergence, preemption
+
+  try:
+    main()
+  except UserError as e:
+    _fail(str(e), BAD_INPUT)
+  except divergence.Diverged as e:
+    _fail(str(e), FAILED)
+  except preemption.Stopped as e:
+    print(e, file=sys.stderr)
+    sys.exit(STOPPED)
 
 
 def _start(main: Callable[[], Any]) -> None:
   import jax
 
   # One device a core: element-wise work then runs on every core too.
-  cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else (
-    os.cpu_count() or 1
+  cores = (
+    len(os.sched_getaffinity(0))
+    if sys.platform == 'linux'
+    else os.cpu_count() or 1
   )
   devices = _CPU_DEVICES.value or 1 << (cores.bit_length() - 1)
   jax.config.update('jax_num_cpu_devices', devices)
   main()
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    _fail(str(e))
+def _explain(error: Exception) -> str:
+  """Returns what is wrong with the flags, out of the layers around it."""
+  for e in _chain(error):
+    if isinstance(e, UserError):
+      return str(e)
+  if isinstance(error, (AttributeError, KeyError)):
+    text = 'no such config field: ' + str(error.args[0]).strip('"')
+  else:
+    text = str(error)
+  lines = text.splitlines()
+  if isinstance(error, (OSError, SyntaxError)):
+    return f'--config: {lines[-1]}'
+  # Of several lines the middle ones are a traceback.
+  return ' '.join(lines[:1] + lines[1:][-1:])
 
 
-def _guard(main: Callable[[], Any]) -> None:
-  from softmoe.training.preemption import Stopped
-
-  try:
-    main()
-  except UserError as e:
-    _fail(str(e))
-  except Stopped as e:
-    print(e, file=sys.stderr)
-    sys.exit(STOPPED)
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__context__
 
 
-def _fail(message: str):
+def _fail(message: str, code: int) -> NoReturn:
   print('error:', ' '.join(message.split()), file=sys.stderr)
-  sys.exit(BAD_INPUT)
+  sys.exit(code)

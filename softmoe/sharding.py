@@ -6,7 +6,7 @@ the compiler adds no movement of its own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ def make_mesh(
 
 def _parse(spec: str) -> dict[str, int]:
   sizes = dict.fromkeys(AXES, 1)
-  for item in spec.split(','):
+  items = spec.split(',')
+  for item in items:
     axis, _, size = item.partition(':')
     valid = axis in AXES and (size == '-1' or (size.isdigit() and int(size)))
     if not valid:
@@ -54,9 +55,25 @@ def _parse(spec: str) -> dict[str, int]:
         'config.mesh', spec, "'data:N,expert:M' with N, M >= 1, or -1 to fill"
       )
     sizes[axis] = int(size)
+  if len({item.partition(':')[0] for item in items}) < len(items):
+    raise UserError('config.mesh', spec, 'each axis once')
   if list(sizes.values()).count(-1) > 1:
     raise UserError('config.mesh', spec, 'at most one size of -1')
   return sizes
+
+
+def abstract(make: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+  """Returns the shapes, types and places on `mesh` of what `make` returns.
+
+  Nothing is computed. What `make` takes no notice of the mesh for, such as a
+  constant scalar, is whole on every device.
+  """
+
+  def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    spec = x.sharding.spec if x.sharding else P()
+    return x.update(sharding=jax.NamedSharding(mesh, spec))
+
+  return jax.tree.map(place, jax.eval_shape(make))
 
 
 def is_explicit(axis: str) -> bool:
@@ -101,20 +118,23 @@ def gather(module: Any) -> Any:
   )
 
 
-def fsdp(params: Any) -> Any:
+def fsdp(params: Any, skip: int = 0) -> Any:
   """Splits every weight over `data`, along its longest axis that divides.
 
-  Axes that are split already (those of experts) stay as they are.
+  Axes that are split already (those of experts) stay as they are, and so do
+  the first `skip` axes: those of a `scan`. Vectors stay whole.
   """
   size = jax.sharding.get_abstract_mesh().shape['data']
-  return jax.tree.map(lambda w: jax.reshard(w, _fsdp_spec(w, size)), params)
+  return jax.tree.map(
+    lambda w: jax.reshard(w, _fsdp_spec(w, size, skip)), params
+  )
 
 
-def _fsdp_spec(w: jax.Array, size: int) -> jax.P:
+def _fsdp_spec(w: jax.Array, size: int, skip: int) -> jax.P:
   spec = list(jax.typeof(w).sharding.spec)
-  free = [i for i, axes in enumerate(spec) if axes is None]
+  free = [i for i, axes in enumerate(spec) if axes is None and i >= skip]
   fits = [i for i in free if w.shape[i] % size == 0 and w.shape[i] >= size]
-  if fits and w.ndim > 1:
+  if fits and w.ndim > skip + 1:
     spec[max(fits, key=lambda i: w.shape[i])] = 'data'
   return P(*spec)
 

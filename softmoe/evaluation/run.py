@@ -33,28 +33,25 @@ def evaluate_workdir(
   Raises:
     UserError: there is no such run, checkpoint or split.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
   config = workdir_lib.read_config(workdir)
+  if not (workdir / 'checkpoints').exists():
+    raise UserError('--workdir', str(workdir), 'a run with a checkpoint')
   experiment = experiment_lib.build(dataclasses.replace(config, mesh=mesh))
   split = split or config.data.eval_split
   evaluate = classification.make_evaluator(experiment, split)
-  with checkpoint.Checkpoints(
-    workdir / 'checkpoints', config.checkpoint
-  ) as checkpoints:
+  with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
     number = _find(checkpoints, step)
-    key = 'ema' if config.ema else 'params'
-    params = checkpoints.restore_params(
-      state_lib.abstract(experiment)[key], number, key
-    )
+    params = state_lib.restore_evaluated(experiment, checkpoints, number)
   return {'step': number, 'split': split} | evaluate(params)
 
 
 def _find(checkpoints: checkpoint.Checkpoints, step: str) -> int:
   """Returns the number of the checkpoint that `step` names."""
   named = {'latest': checkpoints.latest, 'best': checkpoints.best}
-  if step not in named and not step.isdigit():
+  if step not in named and not step.isdecimal():
     raise UserError('--step', step, "'latest', 'best' or a number")
-  number = int(step) if step.isdigit() else named[step]()
+  number = int(step) if step.isdecimal() else named[step]()
   if number is None:
     raise UserError(
       '--step', step, f'a checkpoint that is there: {checkpoints.steps()}'

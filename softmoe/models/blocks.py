@@ -18,7 +18,10 @@ Key = PRNGKeyArray | None
 
 
 def dropout(
-  x: Float[Array, '*b'], rate: float, key: Key, shape: tuple[int, ...]
+  x: Float[Array, '*b'],
+  rate: Float[Array, ''] | float,
+  key: Key,
+  shape: tuple[int, ...],
 ) -> Float[Array, '*b']:
   """Zeroes entries of `x` with probability `rate` and rescales the others.
 
@@ -51,12 +54,11 @@ class Attention(nnx.Module):
     )
     self.query, self.key, self.value = linear(), linear(), linear()
     self.out = linear()
-    self.query_norm = self.key_norm = None
-    if qk_norm:
-      norm = lambda: layer_norm(
-        config, width // self.num_heads, use_bias=False, rngs=rngs
-      )
-      self.query_norm, self.key_norm = norm(), norm()
+    norm = lambda: layer_norm(
+      config, width // self.num_heads, use_bias=False, rngs=rngs
+    )
+    self.query_norm = norm() if qk_norm else None
+    self.key_norm = norm() if qk_norm else None
 
   def __call__(
     self, x: Float[Array, 'b q d'], memory: Float[Array, 'b n d']
@@ -65,14 +67,31 @@ class Attention(nnx.Module):
     query = self._heads(self.query(x), self.query_norm)
     key = self._heads(self.key(memory), self.key_norm)
     value = self._heads(self.value(memory), None)
-    y = jax.nn.dot_product_attention(query, key, value)
+    y = jnp.swapaxes(attend(query, key, value), 1, 2)  # b q h k
     return self.out(y.reshape(x.shape))
 
   def _heads(
     self, x: Float[Array, 'b n d'], norm: nnx.LayerNorm | None
-  ) -> Float[Array, 'b n h k']:
+  ) -> Float[Array, 'b h n k']:
     x = x.reshape(*x.shape[:-1], self.num_heads, -1)
-    return x if norm is None else norm(x)
+    return jnp.swapaxes(x if norm is None else norm(x), 1, 2)
+
+
+def attend(
+  query: Float[Array, 'b h q k'],
+  key: Float[Array, 'b h n k'],
+  value: Float[Array, 'b h n k'],
+) -> Float[Array, 'b h q k']:
+  """Softmax attention, scaled by the root of the head's width, in float32.
+
+  Heads come before tokens: on a CPU both products are then plain batched
+  matmuls, which `jax.nn.dot_product_attention` does not give.
+  """
+  logits = jnp.einsum(
+    'bhqk,bhnk->bhqn', query, key, preferred_element_type=jnp.float32
+  )
+  weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5)
+  return jnp.einsum('bhqn,bhnk->bhqk', weights.astype(value.dtype), value)
 
 
 def layer_norm(
@@ -108,14 +127,14 @@ class Block(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'b n d'],
-    drop_path: Float[Array, ''] | float = 0.0,
+    drop_path: Float[Array, ''] | float | None = None,
     key: Key = None,
   ) -> tuple[Float[Array, 'b n d'], dict]:
     """Returns the tokens and the MoE layer's `aux` (empty for an MLP).
 
     Args:
       x: tokens.
-      drop_path: probability that an image skips a half of the block.
+      drop_path: probability that an image skips a half of the block; None: 0.
       key: for dropout and drop path; None: neither.
     """
     keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
@@ -130,7 +149,7 @@ class Block(nnx.Module):
   def _drop(self, y, drop_path, dropout_key, path_key):
     if self.dropout:
       y = dropout(y, self.dropout, dropout_key, y.shape)
-    if isinstance(drop_path, jax.Array) or drop_path:
+    if drop_path is not None:
       y = dropout(y, drop_path, path_key, (y.shape[0], 1, 1))
     return y
 

@@ -8,6 +8,7 @@ Axes: `b` images, `n` tokens, `d` width, `c` classes.
 
 import itertools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from jaxtyping import Array, Float
 from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models import blocks
+from softmoe.models import blocks, patches
+from softmoe.moe import experts
 
 # name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
 # https://arxiv.org/abs/2106.04560.
@@ -32,6 +34,8 @@ SIZES = {
   'g': (1408, 40, 6144, 16),
   'G': (1664, 48, 8192, 16),
 }
+POOLS = ('gap', 'token', 'map')
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def variant(name: str) -> dict[str, Any]:
@@ -47,6 +51,11 @@ def variant(name: str) -> dict[str, Any]:
   return dict(zip(fields, SIZES[size], strict=True)) | {
     'patch_size': (int(patch), int(patch))
   }
+
+
+def last_half(depth: int) -> tuple[int, ...]:
+  """Returns the indices of the blocks that the paper makes MoE."""
+  return tuple(range(depth // 2, depth))
 
 
 class ViT(nnx.Module):
@@ -79,19 +88,21 @@ class ViT(nnx.Module):
     """
     check(config, image_size)
     self.config = config
-    self.patches = PatchEmbedding(config, image_size, channels, rngs=rngs)
+    self.patches = patches.PatchEmbedding(
+      config, image_size, channels, rngs=rngs
+    )
     self.blocks = nnx.List(make_blocks(config, rngs))
     self.norm = blocks.layer_norm(config, config.width, rngs=rngs)
     self.map_head = MapHead(config, rngs=rngs) if config.pool == 'map' else None
-    self.pre_logits, width = None, config.width
     options = dict(param_dtype=jnp.dtype(config.param_dtype), rngs=rngs)
-    if config.representation_size:
-      width = config.representation_size
-      self.pre_logits = nnx.Linear(
-        config.width, width, dtype=jnp.dtype(config.dtype), **options
-      )
+    representation, dtype = config.representation_size, jnp.dtype(config.dtype)
+    self.pre_logits = (
+      nnx.Linear(config.width, representation, dtype=dtype, **options)
+      if representation
+      else None
+    )
     self.head = nnx.Linear(
-      width,
+      representation or config.width,
       num_classes,
       kernel_init=nnx.initializers.zeros,
       bias_init=nnx.initializers.constant(head_bias),
@@ -100,7 +111,9 @@ class ViT(nnx.Module):
     )
 
   def __call__(
-    self, images: Float[Array, 'b height width channels'], key: blocks.Key = None
+    self,
+    images: Float[Array, 'b height width channels'],
+    key: blocks.Key = None,
   ) -> tuple[Float[Array, 'b c'], dict[str, Any]]:
     """Returns float32 logits and the MoE blocks' losses and metrics.
 
@@ -112,7 +125,9 @@ class ViT(nnx.Module):
     return sharding.gather(self.head)(representation), aux
 
   def represent(
-    self, images: Float[Array, 'b height width channels'], key: blocks.Key = None
+    self,
+    images: Float[Array, 'b height width channels'],
+    key: blocks.Key = None,
   ) -> tuple[Float[Array, 'b d'], dict[str, Any]]:
     """Returns what the head sees: the pooled, normalised tokens, and `aux`."""
     keys = [None] * 2 if key is None else list(jax.random.split(key))
@@ -135,6 +150,7 @@ class ViT(nnx.Module):
   ) -> tuple[Float[Array, 'b n d'], dict[str, Any]]:
     """Runs the blocks in order, a stack of equal ones by one `scan`."""
     rates, keys = self._drop_path_rates(), self._block_keys(key)
+    part = lambda values, i: None if values is None else values[i]
     apply = lambda block, x, rate, key: block(x, rate, key)
     if self.config.remat:
       apply = jax.checkpoint(apply)
@@ -142,21 +158,22 @@ class ViT(nnx.Module):
     for block, (_, length) in zip(self.blocks, runs(self.config), strict=True):
       stop = start + length
       if self.config.scan:
+        span = slice(start, stop)
         x, aux = jax.lax.scan(
           lambda x, per_block: apply(per_block[0], x, *per_block[1:]),
           x,
-          (block, rates[start:stop], None if keys is None else keys[start:stop]),
+          (block, part(rates, span), part(keys, span)),
         )
       else:
-        rate = rates[start] if self.config.drop_path else 0.0
-        x, aux = apply(block, x, rate, None if keys is None else keys[start])
+        x, aux = apply(block, x, part(rates, start), part(keys, start))
         aux = jax.tree.map(lambda v: v[None], aux)
       auxes += [aux] if aux else []
       start = stop
     return x, merge_aux(auxes)
 
-  def _drop_path_rates(self) -> Float[Array, ' depth']:
-    return jnp.linspace(0.0, self.config.drop_path, self.config.depth)
+  def _drop_path_rates(self) -> Float[Array, ' depth'] | None:
+    rate = self.config.drop_path
+    return jnp.linspace(0.0, rate, self.config.depth) if rate else None
 
   def _block_keys(self, key: blocks.Key):
     return None if key is None else jax.random.split(key, self.config.depth)
@@ -204,78 +221,37 @@ def make_blocks(
 
 def check(config: config_lib.ModelConfig, image_size: tuple[int, int]) -> None:
   """Raises a UserError that names the first field that does not fit."""
-  field = 'config.model.'
-  if config.width % config.num_heads:
-    raise UserError(
-      field + 'num_heads', config.num_heads, f'a divisor of {config.width}'
-    )
-  if config.pool not in ('gap', 'token', 'map'):
-    raise UserError(field + 'pool', config.pool, "'gap', 'token' or 'map'")
-  if any(not 0 <= i < config.depth for i in config.moe.blocks):
-    raise UserError(
-      field + 'moe.blocks', config.moe.blocks, f'within 0..{config.depth - 1}'
-    )
-  if config.moe.router != 'soft':
-    raise UserError(field + 'moe.router', config.moe.router, "'soft'")
-  if any(p > s for p, s in zip(config.patch_size, image_size, strict=True)):
-    raise UserError(
-      field + 'patch_size', config.patch_size, f'at most {image_size}'
-    )
-
-
-class PatchEmbedding(nnx.Module):
-  """Patches to tokens, with class token and position embedding.
-
-  Attributes:
-    kernel: (patch height, patch width, channels, d), a convolution's layout.
-    position: (1, n, d), the class token's place first.
-  """
-
-  def __init__(
-    self,
-    config: config_lib.ModelConfig,
-    image_size: tuple[int, int],
-    channels: int,
-    *,
-    rngs: nnx.Rngs,
+  moe, heads, last = config.moe, config.num_heads, config.depth - 1
+  sizes = zip(config.patch_size, image_size, strict=True)
+  for field, valid, expected in (
+    ('patch_size', all(1 <= p <= s for p, s in sizes), f'1 to {image_size}'),
+    ('width', config.width >= 1, 'at least 1'),
+    ('depth', config.depth >= 1, 'at least 1'),
+    ('mlp_dim', config.mlp_dim >= 1, 'at least 1'),
+    (
+      'num_heads',
+      heads >= 1 and config.width % heads == 0,
+      f'a divisor of the width, {config.width}',
+    ),
+    ('pool', config.pool in POOLS, f'one of {POOLS}'),
+    ('representation_size', config.representation_size >= 0, '0 or more'),
+    ('dropout', 0 <= config.dropout < 1, 'in [0, 1)'),
+    ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
+    ('dtype', config.dtype in DTYPES, f'one of {DTYPES}'),
+    ('param_dtype', config.param_dtype in DTYPES, f'one of {DTYPES}'),
+    ('moe.router', moe.router == 'soft', "'soft'"),
+    ('moe.blocks', all(0 <= i <= last for i in moe.blocks), f'in 0..{last}'),
+    ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
+    ('moe.slots_per_expert', moe.slots_per_expert >= 1, 'at least 1'),
+    (
+      'moe.expert_init',
+      moe.expert_init in experts.INITS,
+      f'one of {experts.INITS}',
+    ),
   ):
-    init, dtype = nnx.initializers, jnp.dtype(config.param_dtype)
-    (ph, pw), d = config.patch_size, config.width
-    self.dtype = jnp.dtype(config.dtype)
-    n = (image_size[0] // ph) * (image_size[1] // pw)
-    self.kernel = nnx.Param(
-      init.lecun_normal()(rngs.params(), (ph, pw, channels, d), dtype)
-    )
-    self.bias = nnx.Param(jnp.zeros((d,), dtype))
-    self.class_token = None
-    if config.pool == 'token':
-      n += 1
-      self.class_token = nnx.Param(jnp.zeros((1, 1, d), dtype))
-    self.position = nnx.Param(
-      init.normal(0.02)(rngs.params(), (1, n, d), dtype)
-    )
-
-  def __call__(
-    self, images: Float[Array, 'b height width channels']
-  ) -> Float[Array, 'b n d']:
-    """Returns the tokens, row by row of the image."""
-    kernel = self.kernel[...].astype(self.dtype)
-    ph, pw, channels, width = kernel.shape
-    rows, columns = images.shape[1] // ph, images.shape[2] // pw
-    images = images[:, : rows * ph, : columns * pw].astype(self.dtype)
-    patches = sharding.reshape(images, rows, ph, columns, pw, channels)
-    # (b, row, p, column, q, channels) -> (b, row x column, p x q x channels)
-    patches = jnp.swapaxes(patches, 2, 3)
-    patches = sharding.reshape(patches, rows * columns, ph * pw * channels)
-    x = patches @ kernel.reshape(-1, width)
-    x = x + self.bias[...].astype(self.dtype)
-    if self.class_token is not None:
-      x = jnp.concatenate([self._class_tokens(x), x], axis=1)
-    return x + self.position[...].astype(self.dtype)
-
-  def _class_tokens(self, x: Float[Array, 'b n d']) -> Float[Array, 'b 1 d']:
-    # Adding a zeroed slice gives the token the batch's placement.
-    return self.class_token[...].astype(self.dtype) + 0 * x[:, :1]
+    if not valid:
+      given = operator.attrgetter(field)(config)
+      raise UserError(f'config.model.{field}', given, expected)
 
 
 class MapHead(nnx.Module):

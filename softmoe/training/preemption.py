@@ -6,6 +6,12 @@ import signal
 class Stopped(Exception):
   """The run was told to stop, has saved its state and can go on later."""
 
+  def __init__(self, name: str, step: int):
+    """Takes the name of the signal and the step that was saved."""
+    super().__init__(
+      f'{name}: saved step {step}; the same command goes on from there'
+    )
+
 
 class StopSignal:
   """Notes SIGTERM and SIGINT while it is in force; a second one kills.
@@ -30,4 +36,5 @@ class StopSignal:
   def _note(self, number, frame) -> None:
     del frame
     self.name = signal.Signals(number).name
-    signal.signal(number, signal.SIG_DFL)
+    for each in self._previous:
+      signal.signal(each, signal.SIG_DFL)

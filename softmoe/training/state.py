@@ -7,6 +7,8 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
+from softmoe.training import checkpoint
+from softmoe.training import workdir as workdir_lib
 
 
 class TrainState(TypedDict):
@@ -32,19 +34,48 @@ def init(experiment: experiment_lib.Experiment) -> TrainState:
 
 def abstract(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the shapes, types and places of the state, without the arrays."""
-  shapes = jax.eval_shape(lambda: _init(experiment))
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape,
-      x.dtype,
-      sharding=jax.NamedSharding(experiment.mesh, x.sharding.spec),
-    ),
-    shapes,
-  )
+
+  def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    spec = x.sharding.spec if x.sharding else jax.P()  # scalars have none
+    sharding = jax.NamedSharding(experiment.mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(place, jax.eval_shape(lambda: _init(experiment)))
+
+
+def restore_or_init(
+  experiment: experiment_lib.Experiment, checkpoints: checkpoint.Checkpoints
+) -> TrainState:
+  """Returns the newest saved state, or a fresh one.
+
+  Raises:
+    UserError: the checkpoint is damaged or of another model or optimizer.
+  """
+  step = checkpoints.latest()
+  if step is None:
+    return init(experiment)
+  with workdir_lib.reading(f'checkpoint {step}'):
+    return checkpoints.restore(abstract(experiment), step)
+
+
+def restore_evaluated(
+  experiment: experiment_lib.Experiment,
+  checkpoints: checkpoint.Checkpoints,
+  step: int,
+) -> experiment_lib.Params:
+  """Returns what `evaluated` would of a saved state, without the rest of it.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged or of another
+      model.
+  """
+  key = 'ema' if experiment.config.ema else 'params'
+  with workdir_lib.reading(f'checkpoint {step}'):
+    return checkpoints.restore_params(abstract(experiment)[key], step, key)
 
 
 def evaluated(state: TrainState) -> experiment_lib.Params:
-  """Returns the parameters that are evaluated: the average where there is one."""
+  """Returns the parameters that are evaluated: the average if there is one."""
   return state['ema'] or state['params']
 
 

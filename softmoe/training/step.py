@@ -1,5 +1,6 @@
 """One training step: a pure function of state and batch, jitted once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +15,12 @@ from softmoe.training import state as state_lib
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[
+  [state_lib.TrainState, Batch], tuple[state_lib.TrainState, Metrics]
+]
 
 
-def make_train_step(experiment: experiment_lib.Experiment) -> Any:
+def make_train_step(experiment: experiment_lib.Experiment) -> TrainStep:
   """Returns the jitted step: (state, batch) -> (state, metrics).
 
   The state is donated. The batch holds `image` (b, height, width, channels) and
@@ -54,23 +58,27 @@ def _gradients(
   )
   if config.mixup:
     images, labels = losses.mixup(mixup_key, images, labels, config.mixup)
-  gradient = jax.grad(_loss, argnums=1, has_aux=True)
+
+  def gradient(images, labels, key):
+    grad = jax.grad(_loss, argnums=1, has_aux=True)
+    return grad(experiment, params, images, labels, key)
+
   if parts == 1:
-    return gradient(experiment, params, images, labels, key)
+    return gradient(images, labels, key)
+  images = sharding.split_batch(images, parts)
+  labels = sharding.split_batch(labels, parts)
+  return _mean(gradient, (images, labels, jax.random.split(key, parts)))
 
-  def accumulate(total, part):
-    return jax.tree.map(jnp.add, total, gradient(experiment, params, *part)), ()
 
-  parts = (
-    sharding.split_batch(images, parts),
-    sharding.split_batch(labels, parts),
-    jax.random.split(key, parts),
-  )
-  first = jax.tree.map(lambda x: x[0], parts)
-  rest = jax.tree.map(lambda x: x[1:], parts)
-  start = gradient(experiment, params, *first)
-  total, _ = jax.lax.scan(accumulate, start, rest)
-  return jax.tree.map(lambda x: x / len(parts[2]), total)
+def _mean(function: Callable[..., Any], parts: tuple[jax.Array, ...]) -> Any:
+  """Returns the mean of `function` over the first axis, one part at a time."""
+  first = function(*(x[0] for x in parts))
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, function(*part)), ()
+
+  total, _ = jax.lax.scan(add, first, tuple(x[1:] for x in parts))
+  return jax.tree.map(lambda x: x / len(parts[0]), total)
 
 
 def _loss(
@@ -100,18 +108,18 @@ def _update(
   # Optimizers reshape and multiply as they like: the compiler places what is
   # between, and the results are put where their inputs were.
   places = jax.tree.map(lambda x: jax.typeof(x).sharding, (params, opt_state))
-  update = jax.sharding.auto_axes(
+  update: Any = jax.sharding.auto_axes(
     experiment.optimizer.update, out_sharding=places
   )
   updates, opt_state = update(gradients, opt_state, params)
-  params = optax.apply_updates(params, updates)
+  params: Any = optax.apply_updates(params, updates)
   decay = experiment.config.ema
   ema = jax.tree.map(
     lambda average, new: decay * average + (1 - decay) * new,
     state['ema'],
     params if decay else {},
   )
-  metrics = {
+  metrics: Any = {
     'learning_rate': experiment.schedule(state['step']),
     'gradient_norm': optax.tree.norm(gradients),
     'parameter_norm': optax.tree.norm(params),

@@ -4,13 +4,18 @@
 `checkpoints/`, and at the end `result.json`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
+
+from absl import logging
 
 from softmoe import config as config_lib
 from softmoe.errors import UserError
+from softmoe.training import checkpoint
 
 # Fields that may change from one start of a run to the next: none of them
 # changes a number that the run computes, but for the order of a sum.
@@ -26,31 +31,26 @@ _FREE = (
 )
 
 
-def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
+def claim(
+  workdir: str | os.PathLike, config: config_lib.Config
+) -> pathlib.Path:
   """Makes sure that `workdir` is new, empty, or of this very experiment.
 
-  Nothing is written into it.
+  It is made if it does not exist; nothing is written into it.
 
   Raises:
     UserError: it cannot be written to, holds files of something else, or
       belongs to another experiment.
   """
+  workdir = pathlib.Path(workdir).expanduser()
   _make(workdir)
-  if not (workdir / 'config.json').exists():
-    if any(workdir.iterdir()):
-      raise UserError(
-        '--workdir', str(workdir), 'a directory that is new, empty or of a run'
-      )
-    return
-  for field, (old, new) in config_lib.differences(
-    read_config(workdir), config
-  ).items():
-    if not field.startswith(_FREE):
-      raise UserError(
-        f'config.{field}',
-        new,
-        f'{old!r}, as the run in {workdir} has it; or take another --workdir',
-      )
+  if (workdir / 'config.json').exists():
+    _compare(workdir, config)
+  elif any(_is_visible_file(path) for path in workdir.rglob('*')):
+    raise UserError(
+      '--workdir', str(workdir), 'a directory that is new, empty or of a run'
+    )
+  return workdir
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:
@@ -59,26 +59,57 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   Raises:
     UserError: there is none, or it is not one.
   """
-  path = workdir / 'config.json'
+  return config_lib.parse(_read_json(workdir / 'config.json'))
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns what a finished run wrote to `result.json`, None if it did not.
+
+  Raises:
+    UserError: the file is corrupt.
+  """
+  path = workdir / 'result.json'
+  return _read_json(path) if path.exists() else None
+
+
+def open_checkpoints(
+  workdir: pathlib.Path, config: config_lib.Config
+) -> checkpoint.Checkpoints:
+  """Returns the checkpoints of the run in `workdir`; there may be none yet.
+
+  Raises:
+    UserError: the config is wrong or a checkpoint is damaged.
+  """
+  directory = workdir / 'checkpoints'
+  with reading(str(directory)):
+    return checkpoint.Checkpoints(directory, config.checkpoint)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+  """Turns whatever the damaged checkpoint `name` raises into one UserError."""
+  # The libraries beneath report damage at length, in several log lines.
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
   try:
-    return config_lib.parse(json.loads(path.read_text()))
-  except (OSError, json.JSONDecodeError) as e:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    problem = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
     raise UserError(
-      '--workdir', str(workdir), f'a directory with a run ({path}: {e})'
+      name, problem, 'an intact checkpoint; removed, the one before it is used'
     ) from e
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   """Writes a JSON file at once: a reader sees all of it or the one before."""
-  temporary = path.with_suffix('.tmp')
+  # Hidden, so that a workdir which holds no more than this is an empty one.
+  temporary = path.with_name(f'.{path.name}')
   temporary.write_text(json.dumps(value, indent=2) + '\n')
   temporary.replace(path)
-
-
-def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns what a finished run wrote to `result.json`, None if it did not."""
-  path = workdir / 'result.json'
-  return json.loads(path.read_text()) if path.exists() else None
 
 
 def _make(workdir: pathlib.Path) -> None:
@@ -91,3 +122,29 @@ def _make(workdir: pathlib.Path) -> None:
     ) from e
   if not writable:
     raise UserError('--workdir', str(workdir), 'a writable directory')
+
+
+def _is_visible_file(path: pathlib.Path) -> bool:
+  return path.is_file() and not path.name.startswith('.')
+
+
+def _compare(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Raises if the run in `workdir` computes other numbers than `config`."""
+  differences = config_lib.differences(read_config(workdir), config)
+  for field, (old, new) in differences.items():
+    if not field.startswith(_FREE):
+      raise UserError(
+        f'config.{field}',
+        new,
+        f'{old!r}, as the run in {workdir} has it; or take another --workdir',
+      )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError('--workdir', str(path.parent), f'a run; {path}: {e}') from e
+  if not isinstance(value, dict):
+    raise UserError(str(path), value, 'an object, as a run writes it')
+  return value

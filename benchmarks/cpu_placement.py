@@ -1,0 +1,112 @@
+"""What the launcher's CPU settings are worth: devices and huge pages.
+
+python benchmarks/cpu_placement.py
+
+Times a training step of two models, each in processes with one CPU device or
+one a core, with the heap on ordinary or huge pages. Rounds are interleaved, and
+the table gives the best step of all rounds and its ratio to the first row.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+ROUNDS = 3
+STEPS = 6
+SETTINGS = [(1, 0), (1, 1), (0, 0), (0, 1)]  # devices (0: a core), huge pages
+MODELS = {
+  'ViT 128 x 6, 16 tokens': {},
+  'Soft MoE, 128 experts of 384 x 1536 in one block': dict(
+    width=384, depth=1, mlp_dim=1536, num_heads=6, patch_size=(2, 2)
+  ),
+}
+
+
+def main() -> None:
+  """Prints a Markdown table."""
+  best: dict[tuple, float] = {}
+  for _ in range(ROUNDS):
+    for setting in SETTINGS:
+      for name in MODELS:
+        key = (name, setting)
+        best[key] = min(best.get(key, float('inf')), measure(name, *setting))
+  print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores')
+  print('| model | devices | pages | ms a step | ratio |\n|---|---|---|---|---|')
+  for (name, (devices, huge)), seconds in sorted(best.items(), key=str):
+    ratio = best[name, SETTINGS[0]] / seconds
+    cells = (
+      name,
+      devices or os.cpu_count(),
+      'huge' if huge else 'ordinary',
+      f'{seconds * 1e3:.0f}',
+      f'{ratio:.2f}',
+    )
+    print('| ' + ' | '.join(map(str, cells)) + ' |')
+
+
+def measure(name: str, devices: int, huge: int) -> float:
+  """Returns the seconds of the best step, in a process of its own."""
+  environment = os.environ | {
+    'GLIBC_TUNABLES': f'glibc.malloc.hugetlb={huge}',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  command = [sys.executable, __file__, name, str(devices or os.cpu_count())]
+  output = subprocess.check_output(command, env=environment, text=True)
+  return json.loads(output.splitlines()[-1])
+
+
+def step_seconds(name: str, devices: int) -> float:
+  """Returns the seconds of the best of a few steps, after compilation."""
+  import jax
+
+  jax.config.update('jax_num_cpu_devices', devices)
+
+  from softmoe import config as config_lib
+  from softmoe import experiment as experiment_lib
+  from softmoe.training import state, step
+
+  config = _config(config_lib, name)
+  experiment = experiment_lib.build(config)
+  train_step = step.make_train_step(experiment)
+  current, batch = state.init(experiment), _batch(jax, config)
+  seconds = []
+  for _ in range(STEPS + 1):
+    start = time.perf_counter()
+    current, metrics = train_step(current, batch)
+    jax.block_until_ready((current, metrics))
+    seconds.append(time.perf_counter() - start)
+  return min(seconds[1:])
+
+
+def _config(config_lib, name: str):
+  small = dict(
+    patch_size=(7, 7), width=128, depth=6, mlp_dim=512, num_heads=4
+  )
+  model = config_lib.ModelConfig(**(small | MODELS[name]))
+  if MODELS[name]:
+    moe = config_lib.MoEConfig(blocks=(0,), num_experts=128)
+    model = dataclasses.replace(model, moe=moe)
+  batch_size = 8 if MODELS[name] else 128
+  data = config_lib.DataConfig(image_size=(28, 28), batch_size=batch_size)
+  return config_lib.Config(
+    model=model, data=data, mesh='data:1,expert:-1' if MODELS[name] else 'data:-1'
+  )
+
+
+def _batch(jax, config):
+  rows = config.data.batch_size
+  place = jax.P(('data', 'expert'))
+  image = jax.numpy.ones((rows, *config.data.image_size, config.data.channels))
+  label = jax.numpy.zeros((rows,), 'int32')
+  return jax.device_put({'image': image, 'label': label}, place)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) == 3:
+    print(json.dumps(step_seconds(sys.argv[1], int(sys.argv[2]))))
+  else:
+    main()

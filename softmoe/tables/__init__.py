@@ -1,0 +1,1 @@
+"""Tables made from what runs leave behind."""

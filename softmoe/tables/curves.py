@@ -1,0 +1,61 @@
+"""Learning curves of runs, as one picture.
+
+python -m softmoe.tables.curves curves.png runs/vit runs/soft
+
+Needs matplotlib: pip install 'softmoe[plots]'.
+"""
+
+import json
+import pathlib
+import sys
+
+from softmoe import launch
+from softmoe.errors import UserError
+from softmoe.training import workdir as workdir_lib
+
+PANELS = {'loss': 'training loss', 'eval/accuracy': 'test accuracy'}
+
+
+def read(workdir: pathlib.Path, metric: str) -> tuple[list[int], list[float]]:
+  """Returns the steps at which a run wrote `metric`, and its values."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  points = [p for p in map(json.loads, lines) if metric in p]
+  return [p['step'] for p in points], [float(p[metric]) for p in points]
+
+
+def plot(output: str, workdirs: list[str]) -> None:
+  """Draws training loss and test accuracy over steps, a line a run.
+
+  Raises:
+    UserError: a directory holds no run, or matplotlib is missing.
+  """
+  figure, axes = _panels(len(PANELS))
+  for workdir in map(pathlib.Path, workdirs):
+    name = workdir_lib.read_config(workdir).name
+    for axis, metric in zip(axes, PANELS, strict=True):
+      axis.plot(*read(workdir, metric), label=name)
+  for axis, title in zip(axes, PANELS.values(), strict=True):
+    axis.set(title=title, xlabel='step')
+    axis.grid(alpha=0.3)
+  axes[-1].legend(frameon=False)
+  figure.savefig(output, dpi=120)
+
+
+def _panels(count: int):
+  try:
+    from matplotlib import figure as figure_lib
+  except ImportError as e:
+    raise UserError('matplotlib', None, "pip install 'softmoe[plots]'") from e
+  figure = figure_lib.Figure(figsize=(4.2 * count, 3), layout='constrained')
+  return figure, figure.subplots(1, count)
+
+
+def main(argv: list[str]) -> None:
+  """Draws the picture that the arguments ask for."""
+  if len(argv) < 2:
+    raise UserError('arguments', argv, 'OUTPUT.png WORKDIR [WORKDIR ...]')
+  plot(argv[0], argv[1:])
+
+
+if __name__ == '__main__':
+  launch.guard(lambda: main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""What a run tells while it goes on: progress, metrics, speed."""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from softmoe import experiment as experiment_lib
+from softmoe import flops
+from softmoe.training import divergence, progress, writers
+from softmoe.training import step as step_lib
+
+_SHOWN = ('loss', 'accuracy', 'learning_rate')
+
+
+class Logger:
+  """Writes training metrics one step late, so that no device ever waits.
+
+  The metrics of a step are fetched when those of the next one come: by then
+  the next step is on its way. `flush` fetches the last ones.
+
+  Attributes:
+    forward_flops: FLOPs of one image's forward pass.
+  """
+
+  def __init__(
+    self,
+    experiment: experiment_lib.Experiment,
+    workdir: pathlib.Path,
+    start_step: int,
+  ):
+    """Drops what `workdir` tells of later steps than `start_step`."""
+    config = self._config = experiment.config
+    chief = jax.process_index() == 0
+    self.forward_flops = flops.forward_flops(config)
+    self._peak_flops = flops.peak_flops(experiment.mesh)
+    self._progress = progress.Progress(
+      config.steps, start_step, config.data.batch_size, enabled=chief
+    )
+    self._writer = writers.MetricWriter(workdir, start_step, chief)
+    self._pending: tuple[int, step_lib.Metrics] | None = None
+
+  def __enter__(self) -> 'Logger':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._progress.close()
+    self._writer.close()
+
+  def message(self, text: str) -> None:
+    """Prints a line."""
+    self._progress.message(text)
+
+  def pause(self) -> contextlib.AbstractContextManager[None]:
+    """Stops the clock of the training speed."""
+    return self._progress.pause()
+
+  def step(self, step: int, metrics: step_lib.Metrics) -> None:
+    """Takes the metrics of a step, and tells those of the one before."""
+    self.flush()
+    self._pending = step, metrics
+
+  def flush(self) -> None:
+    """Waits for the last step, and tells its metrics if they are due.
+
+    Raises:
+      Diverged: they are not finite.
+    """
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    divergence.check(step, values)
+    if step % self._config.log_every and step not in (1, self._config.steps):
+      return
+    self._progress.update(step, {name: values[name] for name in _SHOWN})
+    self._writer.write_scalars(step, values | self.speed())
+
+  def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Tells how good the state after `step` steps is."""
+    self._writer.write_scalars(
+      step, {f'eval/{name}': value for name, value in metrics.items()}
+    )
+    self.message(
+      f'step {step}: {self._config.data.eval_split} '
+      f'accuracy {metrics["accuracy"]:.4f} loss {metrics["loss"]:.4f}'
+    )
+
+  def speed(self) -> dict[str, float]:
+    """Returns images/s and, where the peak is known, the share of it used.
+
+    A training step counts as three forward passes, whatever remat repeats.
+    """
+    rate = self._progress.images_per_second
+    if not rate:
+      return {}
+    speed = {'images_per_second': rate}
+    if self._peak_flops:
+      speed['mfu'] = 3 * self.forward_flops * rate / self._peak_flops
+    return speed

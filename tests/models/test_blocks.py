@@ -1,0 +1,39 @@
+"""Dropout, drop path."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe.models import blocks
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+  x = jnp.full((200, 100), 3.0)
+  y = np.asarray(blocks.dropout(x, 0.2, jax.random.key(0), x.shape))
+  assert set(np.unique(y)) == {0.0, np.float32(3 / 0.8)}
+  assert np.mean(y == 0) == pytest.approx(0.2, abs=0.01)
+  assert blocks.dropout(x, 0.2, None, x.shape) is x
+
+
+def test_dropout_with_a_smaller_mask_drops_whole_images():
+  x = jnp.ones((500, 2, 3))
+  y = np.asarray(blocks.dropout(x, 0.4, jax.random.key(0), (500, 1, 1)))
+  dropped = np.all(y == 0, axis=(1, 2))
+  assert np.all(dropped | np.all(y != 0, axis=(1, 2)))
+  assert np.mean(dropped) == pytest.approx(0.4, abs=0.06)
+
+
+def test_drop_path_skips_halves_of_a_block():
+  config = config_lib.ModelConfig(width=16, mlp_dim=24, num_heads=2)
+  block = blocks.Block(config, moe=False, rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(0), (1, 4, 16))
+  x = jnp.tile(x, (400, 1, 1))
+  y, _ = jax.jit(block)(x, jnp.array(0.5), jax.random.key(1))
+  # Same image, so: neither half, the first, the second, or both.
+  outcomes, counts = np.unique(np.round(y[:, 0, 0], 4), return_counts=True)
+  assert len(outcomes) == 4
+  assert np.round(x[0, 0, 0], 4) in outcomes
+  np.testing.assert_allclose(counts / 400, 0.25, atol=0.08)

@@ -1,0 +1,46 @@
+"""Patch embedding against a convolution."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe.models import patches
+
+
+def make(image, patch):
+  config = config_lib.ModelConfig(patch_size=patch, width=16)
+  return patches.PatchEmbedding(config, image, 3, rngs=nnx.Rngs(0))
+
+
+def draw_images(image):
+  return jax.random.normal(jax.random.key(1), (3, *image, 3))
+
+
+@pytest.mark.parametrize(
+  'image, patch',
+  [
+    ((8, 8), (4, 4)),
+    ((4, 6), (4, 6)),  # one token
+    ((11, 9), (4, 2)),  # a rest of three rows and one column
+  ],
+)
+def test_patch_embedding_is_a_convolution(image, patch):
+  embed, x = make(image, patch), draw_images(image)
+  expected = jax.lax.conv_general_dilated(
+    x,
+    embed.kernel[...],
+    patch,
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  expected = expected.reshape(3, -1, 16) + embed.position[...]
+  np.testing.assert_allclose(embed(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pixels_of_the_rest_are_left_out():
+  embed, x = make((14, 9), (4, 2)), draw_images((14, 9))
+  changed = x.at[:, 12:].set(jnp.nan).at[:, :, 8:].set(jnp.nan)
+  np.testing.assert_array_equal(embed(changed), embed(x))

@@ -1,0 +1,115 @@
+"""Scan over blocks and rematerialisation change no number."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe.models import vit
+
+# Runs of one plain and two MoE blocks.
+MOE = config_lib.MoEConfig(blocks=(1, 2), num_experts=3, slots_per_expert=2)
+CONFIG = config_lib.ModelConfig(
+  patch_size=(4, 4),
+  width=16,
+  depth=3,
+  mlp_dim=16,
+  num_heads=2,
+  dropout=0.2,
+  drop_path=0.3,
+  moe=MOE,
+)
+
+
+def make(config):
+  return vit.ViT(
+    config, image_size=(8, 8), channels=1, num_classes=5, rngs=nnx.Rngs(0)
+  )
+
+
+def graphdef_of(config):
+  return nnx.graphdef(nnx.eval_shape(lambda: make(config)))
+
+
+def draw_images():
+  return jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+
+
+def stack(params):
+  """Returns the parameters of CONFIG in the form of the scanned model."""
+  one, *two = (params['blocks'][i] for i in range(3))
+  plain = jax.tree.map(lambda w: w[None], one)
+  moe = jax.tree.map(lambda *w: jnp.stack(w), *two)
+  return params | {'blocks': {0: plain, 1: moe}}
+
+
+def test_same_start():
+  start = lambda c: nnx.to_pure_dict(nnx.state(make(c), nnx.Param))
+  scanned = start(dataclasses.replace(CONFIG, scan=True))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+    scanned,
+    stack(start(CONFIG)),
+  )
+
+
+def outcome(config, params):
+  """Returns logits and metrics, and gradients."""
+  graphdef = graphdef_of(config)
+
+  def loss(params):
+    model = nnx.merge(graphdef, params)
+    logits, aux = model(draw_images(), jax.random.key(2))
+    return jnp.sum(jnp.square(logits)), (logits, aux)
+
+  gradients, result = jax.jit(jax.grad(loss, has_aux=True))(params)
+  return result, gradients
+
+
+@pytest.fixture(scope='module')
+def plain():
+  """Returns parameters of which none is special, and what CONFIG does."""
+  abstract = nnx.eval_shape(lambda: make(CONFIG))
+  rng = np.random.default_rng(0)
+  draw = lambda w: jnp.asarray(0.4 * rng.normal(size=w.shape) + 0.1, w.dtype)
+  params = jax.tree.map(draw, nnx.to_pure_dict(nnx.state(abstract)))
+  return params, outcome(CONFIG, params)
+
+
+@pytest.mark.parametrize(
+  'scan, remat', [(False, True), (True, False), (True, True)]
+)
+def test_same_logits_metrics_and_gradients_with_dropout(plain, scan, remat):
+  params, (result, gradients) = plain
+  if scan:
+    params, gradients = stack(params), stack(gradients)
+  config = dataclasses.replace(CONFIG, scan=scan, remat=remat)
+  actual_result, actual_gradients = outcome(config, params)
+  close = lambda tolerance: (
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=tolerance, atol=tolerance
+    )
+  )
+  jax.tree.map(close(2e-6), actual_result, result)
+  jax.tree.map(close(1e-5), actual_gradients, gradients)
+
+
+def test_key_matters_in_training_and_evaluation_has_none(plain):
+  params = stack(plain[0])
+  config = dataclasses.replace(CONFIG, scan=True)
+  still = dataclasses.replace(config, dropout=0.0, drop_path=0.0)
+  apply = jax.jit(
+    lambda graphdef, key: nnx.merge(graphdef, params)(draw_images(), key)[0],
+    static_argnums=0,
+  )
+  graphdef = graphdef_of(config)
+  train = apply(graphdef, jax.random.key(2))
+  np.testing.assert_array_equal(apply(graphdef, jax.random.key(2)), train)
+  assert np.all(apply(graphdef, jax.random.key(3)) != train)
+  expected = apply(graphdef_of(still), None)
+  np.testing.assert_allclose(apply(graphdef, None), expected, rtol=1e-6)
+  assert np.all(expected != train)

@@ -1,0 +1,174 @@
+"""Every config file with every argument builds, and trains when shrunk."""
+
+import dataclasses
+import pathlib
+import re
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
+from softmoe import flops, sharding
+from softmoe.data import batches, prefetch, sources, transforms
+from softmoe.errors import UserError
+from softmoe.training import state as state_lib
+from softmoe.training import step as step_lib
+
+FILES = sorted(pathlib.Path('configs').glob('*.py'))
+MODULES = {path.stem: runpy.run_path(str(path)) for path in FILES}
+ALL = [(name, a) for name, m in MODULES.items() for a in m['ARGUMENTS']]
+
+
+def load(name, argument):
+  return config_lib.parse(MODULES[name]['get_config'](argument))
+
+
+def shrink(config):
+  """Returns a config with every feature of `config`, and none of its size."""
+  model, data, schedule = config.model, config.data, config.optimizer.schedule
+  soft = dict(blocks=(1,), num_experts=4, slots_per_expert=2)
+  channels = data.channels
+  return dataclasses.replace(
+    config,
+    name='',
+    steps=2,
+    eval_every=0,
+    model=dataclasses.replace(
+      model,
+      patch_size=(4, 4),
+      width=8,
+      depth=2,
+      mlp_dim=8,
+      num_heads=2,
+      moe=dataclasses.replace(model.moe, **(soft if model.moe.blocks else {})),
+    ),
+    data=dataclasses.replace(
+      data,
+      source=f'fake:10x9x{channels},classes=3',
+      train_split='train',
+      eval_split='test[:2]',
+      num_classes=3,
+      image_size=(8, 8),
+      batch_size=4,
+      eval_batch_size=4,
+      threads=0,
+      eval=dataclasses.replace(data.eval, resize=10 if data.eval.resize else 0),
+    ),
+    optimizer=dataclasses.replace(
+      config.optimizer,
+      schedule=dataclasses.replace(
+        schedule, warmup=min(1, schedule.warmup), cooldown=0
+      ),
+    ),
+  )
+
+
+# Shrunk, most sizes are one and the same.
+SHRUNK = {shrink(load(*case)): ':'.join(case) for case in ALL}
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+  """Puts a mesh in force, which `build` replaces, and takes it away."""
+  device = jax.devices()[:1]
+  with jax.set_mesh(jax.make_mesh((1, 1), sharding.AXES, devices=device)):
+    yield device
+
+
+@pytest.mark.parametrize('name, argument', ALL)
+def test_builds(name, argument):
+  config = load(name, argument)
+  experiment = experiment_lib.build(config)
+  assert experiment.mesh.size == 8
+  assert experiment.num_params() > 10_000
+  assert bool(config.model.moe.blocks) == ('soft' in argument)
+  assert experiment.schedule(config.optimizer.schedule.warmup) == (
+    pytest.approx(config.optimizer.learning_rate, rel=1e-3)
+  )
+  transforms.train_transform(config.data)
+  transforms.eval_transform(config.data)
+
+
+@pytest.mark.parametrize('config', SHRUNK, ids=SHRUNK.values())
+def test_takes_two_steps_when_shrunk(one_device, config):
+  experiment = experiment_lib.build(config, one_device)
+  state = state_lib.init(experiment)
+  step = step_lib.make_train_step(experiment)
+  data = batches.train_batches(config.data, seed=config.seed)
+  data = prefetch.to_devices(data, experiment.mesh, 1)
+  start = np.log(3) if config.loss == 'softmax' else None
+  for i in range(2):
+    state, metrics = step(state, next(data))
+    assert np.isfinite(metrics['loss']), i
+    assert metrics['gradient_norm'] > 0
+    if i == 0 and start:
+      assert metrics['loss'] == pytest.approx(start, rel=1e-5)
+  assert state['step'] == 2
+  assert metrics['update_norm'] > 0
+  batch = next(batches.eval_batches(config.data, config.data.eval_split))
+  assert batch['mask'].sum() == 2
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_default_argument_is_one_of_them(name):
+  default = MODULES[name]['get_config']()
+  all_names = [load(name, a).name for a in MODULES[name]['ARGUMENTS']]
+  assert default.name in all_names
+  assert len(set(all_names)) == len(all_names)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_bad_argument_is_named_beside_the_valid_ones(name):
+  module = MODULES[name]
+  with pytest.raises(UserError) as error:
+    module['get_config']('sofd')
+  assert "got 'sofd'; one of" in str(error.value)
+  for argument in module['ARGUMENTS']:
+    assert repr(argument) in str(error.value)
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_docstring_says_paper_command_and_result(path):
+  doc = MODULES[path.stem]['__doc__']
+  assert 'https://arxiv.org/abs/2308.00951' in doc
+  assert re.search(rf'--config={path}\S*.* --workdir=', doc)
+  assert re.search(r'measured', doc)
+
+
+@pytest.mark.parametrize(
+  'name', [n for n, m in MODULES.items() if m['ARGUMENTS'] == ('vit', 'soft')]
+)
+def test_soft_costs_no_more_than_vit(name):
+  cost = lambda argument: flops.forward_flops(load(name, argument))
+  assert 0.85 * cost('vit') < cost('soft') <= cost('vit')
+
+
+@pytest.mark.parametrize('size', ['ti16', 's32', 's16'])
+def test_soft_costs_no_more_than_vit_on_imagenet(size):
+  cost = lambda model: flops.forward_flops(load('imagenet1k', model + size))
+  assert 0.85 * cost('vit-') < cost('soft-') <= cost('vit-')
+
+
+def test_paper_hyper_parameters():
+  config = load('jft4b', 'soft-h14')
+  assert config.steps == 2_000_000
+  assert load('jft4b', 'soft-l16').steps == 4_000_000
+  assert config.model.moe.blocks == tuple(range(16, 32))
+  assert config.model.moe.num_experts == 256
+  assert config.model.moe.slots_per_expert == 1
+  experiment = experiment_lib.build(config)
+  rate = experiment.schedule
+  assert rate(20_000) == pytest.approx(1e-3 / 2**0.5, rel=1e-4)
+  assert rate(1_000_000) == pytest.approx(1e-4, rel=1e-4)
+  assert rate(2_000_000) == 0
+
+
+def test_data_that_the_user_must_name_is_asked_for(tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  data = load('jft4b', 'vit-s16').data
+  expected = "config.data.source: got 'tfds:your_data_set'; a name that"
+  with pytest.raises(UserError, match=expected):
+    sources.open_source(data.source, data.train_split)

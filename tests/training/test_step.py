@@ -1,0 +1,68 @@
+"""The train step: meshes, micro-batches, and numbers that must not drift."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from softmoe import experiment as experiment_lib
+from softmoe.data import batches, prefetch
+from softmoe.training import state as state_lib
+from softmoe.training import step as step_lib
+
+STEPS = 20
+
+# Of the first step of `tests/tiny.py`. They change with the model, how it is
+# initialised, the order of random keys, the data and the loss: update them when
+# one of these is meant to change, and say so.
+GOLDEN = {}
+
+
+@pytest.fixture(scope='module')
+def curve(tiny):
+  """Returns a function from a mesh and changes to the metrics of 20 steps."""
+
+  @functools.cache
+  def train(data, expert, **changes):
+    config = tiny(mesh=f'data:{data},expert:{expert}', **changes)
+    devices = jax.devices()[: data * expert]
+    experiment = experiment_lib.build(config, devices)
+    train_step = step_lib.make_train_step(experiment)
+    state, metrics = state_lib.init(experiment), []
+    local = batches.train_batches(config.data, seed=config.seed)
+    placed = prefetch.to_devices(local, experiment.mesh, size=0)
+    for _ in range(STEPS):
+      state, step_metrics = train_step(state, next(placed))
+      metrics.append({k: float(v) for k, v in step_metrics.items()})
+    assert train_step._cache_size() == 1, 'compiled more than once'
+    return metrics
+
+  return train
+
+
+def assert_close(actual, expected):
+  for name in ('loss', 'gradient_norm', 'parameter_norm'):
+    np.testing.assert_allclose(
+      [m[name] for m in actual], [m[name] for m in expected], rtol=1e-4
+    )
+  assert expected[-1]['loss'] < 0.97 * expected[0]['loss'], 'nothing was learnt'
+
+
+def test_eight_devices_give_the_curve_of_one(curve):
+  assert_close(curve(2, 4), curve(1, 1))
+
+
+def test_sharded_dense_weights_give_the_curve_of_whole_ones(curve):
+  assert_close(curve(2, 4, fsdp=True), curve(1, 1))
+
+
+def test_micro_batches_give_the_curve_of_one_batch(curve):
+  assert_close(curve(2, 4, optimizer__accumulate=2), curve(1, 1))
+
+
+def test_golden_first_step(curve):
+  first = curve(1, 1)[0]
+  assert set(first) == set(GOLDEN)
+  for name, value in GOLDEN.items():
+    assert first[name] == pytest.approx(value, rel=1e-4), name
