@@ -35,7 +35,9 @@ def main() -> None:
         key = (name, setting)
         best[key] = min(best.get(key, float('inf')), measure(name, *setting))
   print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores')
-  print('| model | devices | pages | ms a step | ratio |\n|---|---|---|---|---|')
+  print(
+    '| model | devices | pages | ms a step | ratio |\n|---|---|---|---|---|'
+  )
   for (name, (devices, huge)), seconds in sorted(best.items(), key=str):
     ratio = best[name, SETTINGS[0]] / seconds
     cells = (
@@ -83,9 +85,7 @@ def step_seconds(name: str, devices: int) -> float:
 
 
 def _config(config_lib, name: str):
-  small = dict(
-    patch_size=(7, 7), width=128, depth=6, mlp_dim=512, num_heads=4
-  )
+  small = dict(patch_size=(7, 7), width=128, depth=6, mlp_dim=512, num_heads=4)
   model = config_lib.ModelConfig(**(small | MODELS[name]))
   if MODELS[name]:
     moe = config_lib.MoEConfig(blocks=(0,), num_experts=128)
@@ -93,7 +93,9 @@ def _config(config_lib, name: str):
   batch_size = 8 if MODELS[name] else 128
   data = config_lib.DataConfig(image_size=(28, 28), batch_size=batch_size)
   return config_lib.Config(
-    model=model, data=data, mesh='data:1,expert:-1' if MODELS[name] else 'data:-1'
+    model=model,
+    data=data,
+    mesh='data:1,expert:-1' if MODELS[name] else 'data:-1',
   )
 
 

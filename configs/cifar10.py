@@ -15,10 +15,9 @@ slots (16 experts) for the 64 tokens.
 import ml_collections
 
 from softmoe import config as config_lib
-from softmoe.errors import UserError
 from softmoe.models import vit
 
-ARGUMENTS = ('vit', 'soft')
+ARGUMENTS = ('soft', 'vit')
 
 
 def get_config(argument: str = 'soft') -> ml_collections.ConfigDict:
@@ -27,8 +26,7 @@ def get_config(argument: str = 'soft') -> ml_collections.ConfigDict:
   Raises:
     UserError: the argument is none of ARGUMENTS.
   """
-  if argument not in ARGUMENTS:
-    raise UserError('argument of --config', argument, f'one of {ARGUMENTS}')
+  config_lib.check_argument(argument, ARGUMENTS)
   config = config_lib.default()
   config.name = f'cifar10 {argument}'
   config.steps = 20_000

@@ -19,7 +19,6 @@ s16 9.21 / 8.60, b32 8.67 / 7.75, b16 35.1 / 31.9, l16 122.8 / 111.0.
 import ml_collections
 
 from softmoe import config as config_lib
-from softmoe.errors import UserError
 from softmoe.models import vit
 
 # size: (variant, experts of the Soft MoE)
@@ -31,7 +30,7 @@ SIZES = {
   'b16': ('B/16', 128),
   'l16': ('L/16', 128),
 }
-ARGUMENTS = tuple(f'{model}-{s}' for model in ('vit', 'soft') for s in SIZES)
+ARGUMENTS = tuple(f'{model}-{s}' for model in ('soft', 'vit') for s in SIZES)
 
 
 def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
@@ -40,8 +39,7 @@ def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
   Raises:
     UserError: the argument is none of ARGUMENTS.
   """
-  if argument not in ARGUMENTS:
-    raise UserError('argument of --config', argument, f'one of {ARGUMENTS}')
+  config_lib.check_argument(argument, ARGUMENTS)
   model, size = argument.split('-')
   variant, experts = SIZES[size]
   config = config_lib.default()

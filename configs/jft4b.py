@@ -23,7 +23,6 @@ Parameters and GFLOP an image are the paper's (tests/test_flops.py).
 import ml_collections
 
 from softmoe import config as config_lib
-from softmoe.errors import UserError
 from softmoe.models import vit
 
 # size: (variant, experts of the Soft MoE, steps)
@@ -34,7 +33,7 @@ SIZES = {
   'l16': ('L/16', 128, 4_000_000),
   'h14': ('H/14', 256, 2_000_000),
 }
-ARGUMENTS = tuple(f'{model}-{s}' for model in ('vit', 'soft') for s in SIZES)
+ARGUMENTS = tuple(f'{model}-{s}' for model in ('soft', 'vit') for s in SIZES)
 
 
 def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
@@ -43,8 +42,7 @@ def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
   Raises:
     UserError: the argument is none of ARGUMENTS.
   """
-  if argument not in ARGUMENTS:
-    raise UserError('argument of --config', argument, f'one of {ARGUMENTS}')
+  config_lib.check_argument(argument, ARGUMENTS)
   model, size = argument.split('-')
   variant, experts, steps = SIZES[size]
   config = config_lib.default()

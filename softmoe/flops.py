@@ -5,6 +5,7 @@ FLOP here counts a multiply and an add as two, as the papers' tables do.
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 from flax import nnx
@@ -45,7 +46,8 @@ def forward_flops(config: config_lib.Config) -> float:
       (1, *config.data.image_size, config.data.channels), jnp.float32
     )
     lowered = jax.jit(lambda m, x: m(x)[0]).lower(jax.eval_shape(make), image)
-    return lowered.cost_analysis()['flops']
+    cost: Any = lowered.cost_analysis()
+    return cost['flops']
 
 
 def _plain(config: config_lib.Config) -> config_lib.Config:

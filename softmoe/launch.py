@@ -104,7 +104,9 @@ def _explain(error: Exception) -> str:
     if isinstance(e, UserError):
       return str(e)
   if isinstance(error, (AttributeError, KeyError)):
-    text = 'no such config field: ' + str(error.args[0]).strip('"')
+    inner = error.args[0]  # a KeyError may be inside an AttributeError
+    name = inner.args[0] if isinstance(inner, KeyError) else inner
+    text = f'no such config field: {name}'
   else:
     text = str(error)
   lines = text.splitlines()

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, no silent broadcasting, shapes checked at run time."""
+"""Eight fake CPU devices, no silent broadcasting, shapes checked."""
 
 import contextlib
 import os

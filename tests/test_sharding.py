@@ -1,6 +1,5 @@
 """Mesh strings, moves between placements, and fully-sharded weights."""
 
-
 import jax
 import numpy as np
 import pytest

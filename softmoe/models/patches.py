@@ -56,9 +56,7 @@ class PatchEmbedding(nnx.Module):
     x = patches @ kernel.reshape(-1, width)
     x = x + self.bias[...].astype(self.dtype)[None, None]
     if self.class_token is not None:
-      x = jnp.concatenate([self._class_tokens(x), x], axis=1)
+      # Zeros like the tokens give the class token the batch's placement.
+      first = jnp.zeros_like(x[:, :1]) + self.class_token[...].astype(x.dtype)
+      x = jnp.concatenate([first, x], axis=1)
     return x + self.position[...].astype(self.dtype)
-
-  def _class_tokens(self, x: Float[Array, 'b n d']) -> Float[Array, 'b 1 d']:
-    # Adding a zeroed slice gives the token the batch's placement.
-    return self.class_token[...].astype(self.dtype) + 0 * x[:, :1]

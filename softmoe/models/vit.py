@@ -268,7 +268,7 @@ class MapHead(nnx.Module):
 
   def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
     """Returns one vector an image."""
-    probe = self.probe[...].astype(x.dtype) + 0 * x[:, :1]
+    probe = jnp.zeros_like(x[:, :1]) + self.probe[...].astype(x.dtype)
     y = self.attention(probe, x)
     return (y + self.mlp(self.norm(y)))[:, 0]
 

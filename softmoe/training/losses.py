@@ -4,6 +4,7 @@ Axes: `b` batch, `c` classes, `h w` height and width in pixels, `d` channels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,10 @@ def _roll(x: Array) -> Array:
   sharding = jax.typeof(x).sharding
   if not sharding.mesh.shape_tuple:
     return jnp.roll(x, 1, axis=0)
-  roll = lambda x: jnp.roll(x, 1, axis=0)
-  return jax.sharding.auto_axes(roll, out_sharding=sharding)(x)
+  roll: Any = jax.sharding.auto_axes(
+    lambda x: jnp.roll(x, 1, axis=0), out_sharding=sharding
+  )
+  return roll(x)
 
 
 def _softmax(logits: Float[Array, 'b c'], labels: Float[Array, 'b c']):

@@ -61,15 +61,16 @@ def draw_images():
 def test_head_starts_at_zero_with_the_bias_of_the_sigmoid_loss():
   bias = vit.sigmoid_head_bias(29_593)
   assert bias == pytest.approx(-10.295, abs=1e-3)
-  logits, _ = make(small(), head_bias=bias)(draw_images())
+  start = jax.jit(lambda x: make(small(depth=1), head_bias=bias)(x)[0])
+  logits = start(draw_images())
   np.testing.assert_array_equal(logits, np.full((3, CLASSES), np.float32(bias)))
   # Every class starts with the probability of a uniform guess.
   assert 1 / (1 + np.exp(-bias)) == pytest.approx(1 / 29_593, rel=1e-4)
 
 
 def test_start_of_every_weight():
-  config = small(width=64, mlp_dim=256, num_heads=4, qk_norm=True, pool='token')
-  p = nnx.to_pure_dict(nnx.state(make(config), nnx.Param))
+  config = small(width=64, depth=1, mlp_dim=256, qk_norm=True, pool='token')
+  p = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(config), nnx.Param)))()
   std = lambda w: float(np.std(w))
   xavier = lambda w: np.sqrt(2 / sum(w.shape))
   block = p['blocks'][0]
@@ -131,6 +132,37 @@ def test_types_of_computation_and_of_parameters_are_apart(pool, scan):
       assert x.dtype == compute
       logits = jax.eval_shape(lambda m, x: m(x)[0], model, draw_images())
       assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('pool', vit.POOLS)
+def test_every_part_keeps_the_split_of_the_batch(mesh, pool, scan):
+  mesh(2, 4)
+  config = small(
+    depth=3,
+    moe=dataclasses.replace(soft(1, 2), num_experts=4),
+    pool=pool,
+    qk_norm=True,
+    representation_size=8,
+    dropout=0.1,
+    drop_path=0.1,
+    remat=True,
+    scan=scan,
+  )
+  split = jax.P(('data', 'expert'))
+  images = jax.device_put(jnp.zeros((8, *IMAGE, CHANNELS)), split)
+  # Explicit axes: a wrong place is an error of the trace alone.
+  logits, gradients = jax.eval_shape(
+    lambda m, x: (
+      m(x)[0],
+      jax.grad(lambda m: m(x, jax.random.key(0))[0].sum())(m),
+    ),
+    shapes(config),
+    images,
+  )
+  assert logits.sharding.spec[0] == split[0]
+  kernel = gradients.blocks[-1].mlp.experts.stacked.up.kernel
+  assert 'expert' in kernel.sharding.spec
 
 
 # --- What the blocks report.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+
 from softmoe import SoftMoE
 
 P = jax.P

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+
 from softmoe.moe import dispatch, soft
 
 TOKENS = 196

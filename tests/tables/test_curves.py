@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.tables import curves

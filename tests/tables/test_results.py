@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from softmoe.errors import UserError
 from softmoe.tables import results
 

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from softmoe import experiment as experiment_lib
+from softmoe.training import loop
 
 TINY = pathlib.Path(__file__).parents[1] / 'tiny.py'
 
@@ -31,5 +32,19 @@ def tiny():
 @pytest.fixture
 def one_device(monkeypatch):
   """Builds every experiment on the first device alone."""
-  build = functools.partial(experiment_lib.build, devices=jax.devices()[:1])
-  monkeypatch.setattr(experiment_lib, 'build', build)
+  monkeypatch.setattr(experiment_lib, 'build', _build_on_one)
+
+
+@pytest.fixture(scope='session')
+def finished(tiny, tmp_path_factory):
+  """Returns workdir, config and result of a run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('finished')
+  config = tiny(mesh='data:1,expert:1')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(experiment_lib, 'build', _build_on_one)
+    return workdir, config, loop.train(config, workdir)
+
+
+_build_on_one = functools.partial(
+  experiment_lib.build, devices=jax.devices()[:1]
+)
