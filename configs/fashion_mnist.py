@@ -8,7 +8,7 @@ ARGUMENTS = ('soft', 'vit')
 def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
   config = config_lib.default()
   config.name = {'soft': 'Soft MoE', 'vit': 'ViT'}[model]
-  config.steps = 8400
+  config.steps = 10_500
   config.log_every = 100
   config.eval_every = 1400
 
