@@ -1,3 +1,16 @@
+"""A ViT and its Soft MoE of lower cost on Fashion-MNIST's 60,000 images.
+
+Soft MoE: Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951. ARGUMENT is
+soft or vit.
+
+  apt-get install dataset-fashion-mnist  # or --config.data.source=idx:DIR
+  python train.py --config=configs/fashion_mnist.py:ARGUMENT --workdir=DIR
+
+Expected result, accuracy on the 10,000 test images after 10,500 steps:
+
+@@
+"""
+
 import ml_collections
 
 from softmoe import config as config_lib
@@ -5,10 +18,12 @@ from softmoe import config as config_lib
 ARGUMENTS = ('soft', 'vit')
 
 
-def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
+def get_config(argument: str = 'soft') -> ml_collections.ConfigDict:
+  """Returns the config of 'soft' or 'vit'."""
+  config_lib.check_argument(argument, ARGUMENTS)
   config = config_lib.default()
-  config.name = {'soft': 'Soft MoE', 'vit': 'ViT'}[model]
-  config.steps = 10_500
+  config.name = {'soft': 'Soft MoE', 'vit': 'ViT'}[argument]
+  config.steps = 10_500  # 22 epochs
   config.log_every = 100
   config.eval_every = 1400
 
@@ -22,7 +37,7 @@ def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
   config.model.update(
     patch_size=(7, 7), width=128, depth=6, mlp_dim=512, num_heads=4
   )
-  if model == 'soft':
+  if argument == 'soft':  # 12 slots for 16 tokens, in the last half
     config.model.moe.update(
       blocks=(3, 4, 5), num_experts=12, slots_per_expert=1
     )
