@@ -17,6 +17,16 @@ install_import_hook('softmoe', 'beartype.beartype')
 from softmoe import sharding  # noqa: E402
 
 
+NO_MESH = jax.sharding.get_mesh()
+
+
+@pytest.fixture(autouse=True)
+def no_mesh():
+  """Clears the mesh that `experiment.build` leaves in force."""
+  yield
+  jax.set_mesh(NO_MESH)
+
+
 @pytest.fixture
 def mesh():
   """Returns a function that puts a mesh of (data, expert) devices in force."""
