@@ -6,9 +6,10 @@ soft or vit.
   apt-get install dataset-fashion-mnist  # or --config.data.source=idx:DIR
   python train.py --config=configs/fashion_mnist.py:ARGUMENT --workdir=DIR
 
-Expected result, accuracy on the 10,000 test images after 10,500 steps:
-
-@@
+Expected result: not measured yet with these 10,500 steps. With 8,400 (18
+epochs; --config.steps=8400) Soft MoE, 5.55 M parameters and 0.0368 GFLOP an
+image, reached 89.95 % of the 10,000 test images in 36 minutes on 2 busy cores
+of an x86-64 machine. The ViT has 1.20 M parameters and 0.0395 GFLOP.
 """
 
 import ml_collections

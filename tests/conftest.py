@@ -16,7 +16,6 @@ install_import_hook('softmoe', 'beartype.beartype')
 
 from softmoe import sharding  # noqa: E402
 
-
 NO_MESH = jax.sharding.get_mesh()
 
 
