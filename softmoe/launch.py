@@ -39,8 +39,8 @@ def use_huge_pages() -> None:
   """Starts the process anew with huge pages for the heap.
 
   The C library reads its settings once, at the start. Gradients of many
-  experts are bound by page faults on fresh memory: with huge pages they were
-  seen 2 to 2.4 times faster on a CPU.
+  experts are bound by page faults on fresh memory, of which huge pages need
+  fewer; `benchmarks/cpu_placement.py` shows what it is worth.
   """
   settings = os.environ.get('GLIBC_TUNABLES', '')
   if sys.platform != 'linux' or _HUGE_PAGES in settings:
