@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,31 @@ def test_eval_prints_the_accuracy_of_the_result_alone(finished, call):
     'accuracy': result['accuracy'],
     'examples': 100,
   }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('file', 'alone'),
+  [
+    ('metrics/metrics', True),
+    # Threads of the reader beneath may tell of these too, before and after.
+    ('state/ocdbt.process_0/d/*', False),
+    ('state/array_metadatas/process_0', False),
+    ('state/manifest.ocdbt', False),
+  ],
+)
+def test_a_damaged_checkpoint_is_refused(finished, call, tmp_path, file, alone):
+  workdir = shutil.copytree(finished[0], tmp_path / 'run')
+  (workdir / 'result.json').unlink()
+  (path,) = (workdir / 'checkpoints' / '8').glob(file)
+  os.truncate(path, path.stat().st_size // 2)
+  before = contents(workdir)
+  done = call('train.py', *TINY, f'--workdir={workdir}')
+  assert done.returncode == 2
+  assert 'checkpoint' in done.stderr
+  assert contents(workdir) == before
+  if alone:
+    assert_refused(done, 'an intact checkpoint')
 
 
 LONG = [

@@ -1,6 +1,5 @@
 """The loop from config to result: what it writes, and when it must not."""
 
-import gc
 import json
 import os
 import shutil
@@ -197,18 +196,7 @@ def test_checkpoints_of_another_experiment_are_refused(
   assert contents(workdir) == before
 
 
-# Orbax drops what it was reading, of which the garbage collector tells.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize(
-  'file',
-  [
-    'metrics/metrics',
-    'state/_METADATA',
-    'state/manifest.ocdbt',
-    'state/array_metadatas/process_0',
-    'state/ocdbt.process_0/d/*',
-  ],
-)
+@pytest.mark.parametrize('file', ['metrics/metrics', 'state/_METADATA'])
 def test_a_damaged_checkpoint_is_one_clear_error(copied, one_device, file):
   workdir, config = copied
   (path,) = (workdir / 'checkpoints' / '8').glob(file)
@@ -218,8 +206,6 @@ def test_a_damaged_checkpoint_is_one_clear_error(copied, one_device, file):
     loop.train(config, workdir)
   assert '\n' not in str(error.value)
   assert contents(workdir) == before
-  del error
-  gc.collect()
 
 
 def test_a_corrupt_result_is_one_clear_error(copied):

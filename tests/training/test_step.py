@@ -61,8 +61,8 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize(
   'changes',
   [
-    dict(),
     dict(fsdp=True, optimizer__accumulate=2),
+    pytest.param(dict(), marks=pytest.mark.slow),
     pytest.param(dict(fsdp=True), marks=pytest.mark.slow),
     pytest.param(dict(optimizer__accumulate=2), marks=pytest.mark.slow),
   ],
