@@ -109,6 +109,7 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   losses.cross_entropy(config.loss)
   data, moe = config.data, config.model.moe
   accumulate = config.optimizer.accumulate
+  rate = config.optimizer.learning_rate
   parts = max(accumulate, 1) * mesh.size
   divided = not moe.blocks or moe.num_experts % mesh.shape['expert'] == 0
   for field, valid, expected in (
@@ -119,7 +120,9 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
     ('mixup', config.mixup >= 0, '0 or more'),
     ('ema', 0 <= config.ema < 1, 'in [0, 1)'),
     ('data.num_classes', data.num_classes >= 1, 'at least 1'),
+    ('data.prefetch', data.prefetch >= 0, '0 or more'),
     ('optimizer.accumulate', accumulate >= 1, 'at least 1'),
+    ('optimizer.learning_rate', rate >= 0, '0 or more'),
     (
       'data.batch_size',
       data.batch_size >= 1 and data.batch_size % parts == 0,

@@ -187,7 +187,10 @@ def _check(config: CheckpointConfig) -> None:
 
 
 def _saved(path: epath.Path) -> dict[str, str]:
-  return _describe(ocp.metadata(path).metadata)
+  metadata = ocp.metadata(path).metadata
+  if metadata is None:
+    raise ValueError('its metadata is damaged')
+  return _describe(metadata)
 
 
 def _describe(tree: Tree) -> dict[str, str]:

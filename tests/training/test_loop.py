@@ -96,6 +96,8 @@ def test_a_finished_run_is_told_and_left_alone(finished, capsys):
     ('seed', -1, 'zero or more'),
     ('optimizer.name', 'sgdd', 'adafactor'),
     ('optimizer.accumulate', 0, 'at least 1'),
+    ('optimizer.learning_rate', -1.0, '0 or more'),
+    ('data.prefetch', -1, '0 or more'),
     ('optimizer.schedule.name', 'linear', 'cosine'),
     ('optimizer.schedule.warmup', 9, 'config.steps = 8'),
     ('model.pool', 'max', 'gap'),
