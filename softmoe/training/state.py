@@ -7,6 +7,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
+from softmoe import sharding
 from softmoe.training import checkpoint
 from softmoe.training import workdir as workdir_lib
 
@@ -34,13 +35,7 @@ def init(experiment: experiment_lib.Experiment) -> TrainState:
 
 def abstract(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the shapes, types and places of the state, without the arrays."""
-
-  def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    spec = x.sharding.spec if x.sharding else jax.P()  # scalars have none
-    sharding = jax.NamedSharding(experiment.mesh, spec)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  return jax.tree.map(place, jax.eval_shape(lambda: _init(experiment)))
+  return sharding.abstract(lambda: _init(experiment), experiment.mesh)
 
 
 def restore_or_init(
