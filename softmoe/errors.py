@@ -8,9 +8,11 @@ class UserError(ValueError):
   names the field, says what was given and what would be right.
 
   Attributes:
-    field: name of the config field, flag or file at fault.
+    field: name of the config field, argument, flag or file at fault.
+    given: what was given.
+    expected: what would be right.
   """
 
   def __init__(self, field: str, given: object, expected: str):
-    self.field = field
+    self.field, self.given, self.expected = field, given, expected
     super().__init__(f'{field}: got {given!r}; {expected}')

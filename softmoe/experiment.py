@@ -14,6 +14,7 @@ from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import vit
+from softmoe.moe import routing
 from softmoe.training import losses, optimizer, schedules
 
 Params = dict[str, Any]
@@ -76,7 +77,7 @@ def build(
     abstract_params=abstract_params,
     schedule=schedule,
     optimizer=optimizer.make_optimizer(
-      config.optimizer, schedule, abstract_params
+      config.optimizer, schedule, abstract_params, steered(abstract_model)
     ),
   )
 
@@ -95,6 +96,17 @@ def make_model(config: config_lib.Config, rngs: nnx.Rngs) -> vit.ViT:
   )
 
 
+def steered(model: vit.ViT) -> dict[str, Any]:
+  """Tells of each parameter whether a rule moves it, not the optimizer."""
+  return nnx.to_pure_dict(
+    jax.tree.map(
+      lambda variable: variable.replace(isinstance(variable, routing.Steered)),
+      nnx.state(model, nnx.Param),
+      is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+  )
+
+
 def init_params(config: config_lib.Config, rngs: nnx.Rngs) -> Params:
   """Returns fresh parameters as nested dicts, each where it belongs."""
   params = nnx.to_pure_dict(nnx.state(make_model(config, rngs), nnx.Param))
@@ -110,7 +122,9 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   data, moe = config.data, config.model.moe
   accumulate = config.optimizer.accumulate
   rate = config.optimizer.learning_rate
-  parts = max(accumulate, 1) * mesh.size
+  group = moe.group_size if moe.blocks else 1
+  devices = mesh.size * max(group, 1)
+  parts = max(accumulate, 1) * devices
   divided = not moe.blocks or moe.num_experts % mesh.shape['expert'] == 0
   for field, valid, expected in (
     ('steps', config.steps >= 1, 'at least 1'),
@@ -126,12 +140,12 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
     (
       'data.batch_size',
       data.batch_size >= 1 and data.batch_size % parts == 0,
-      f'a positive multiple of {parts} (devices x micro-batches)',
+      f'a positive multiple of {parts} (devices x micro-batches x group size)',
     ),
     (
       'data.eval_batch_size',
-      data.eval_batch_size >= 1 and data.eval_batch_size % mesh.size == 0,
-      f'a positive multiple of {mesh.size} (devices)',
+      data.eval_batch_size >= 1 and data.eval_batch_size % devices == 0,
+      f'a positive multiple of {devices} (devices x group size)',
     ),
     (
       'mesh',

@@ -4,6 +4,7 @@ FLOP here counts a multiply and an add as two, as the papers' tables do.
 """
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import numpy as jnp
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
+from softmoe.models import mixtures
 
 # Dense peak FLOP/s of one device in bfloat16, by prefix of `device_kind`; from
 # the makers' data sheets. Where JAX shows two devices a chip, half the chip's.
@@ -31,23 +33,80 @@ PEAKS = {
 }
 
 
-def forward_flops(config: config_lib.Config) -> float:
+def forward_flops(
+  config: config_lib.Config, experts_per_token: float | None = None
+) -> float:
   """Returns the FLOPs of one image's forward pass, as the compiler counts.
 
   The count is of the traced program, before the compiler rewrites it. A `scan`
   would count its body once, so the blocks are unrolled for it. All types are
   float32 for it, since the casts of the weights, which are done once a batch,
   would count as well.
+
+  Args:
+    config: of the model.
+    experts_per_token: how many run on average where the tokens decide, as was
+      measured; None: the router's k, or all experts if it has none.
   """
+  moe = config.model.moe
+  if not moe.blocks or not mixtures.is_dropless(moe):
+    return _count(config)
+  if experts_per_token is None:
+    adaptive = mixtures.is_adaptive(moe)
+    experts_per_token = moe.num_experts if adaptive else moe.k
+  # A loop over the tokens of an expert would count once as well. Experts Choice
+  # costs the same for as many tokens, in buffers that count right; the cost is
+  # linear between one token an expert and all of them.
+  tokens = 2 * _num_tokens(config)
+  fewest, most = moe.num_experts / tokens, float(moe.num_experts)
+  low, high = (_count(_experts_choice(config, c)) for c in (fewest, most))
+  share = (experts_per_token - fewest) / (most - fewest)
+  return low + share * (high - low)
+
+
+def is_fixed(config: config_lib.Config) -> bool:
+  """Tells whether an image costs the same whatever it shows."""
+  moe = config.model.moe
+  return not (moe.blocks and mixtures.is_adaptive(moe))
+
+
+def _count(config: config_lib.Config) -> float:
+  """Returns the FLOPs of an image in the smallest batch the model can take."""
+  moe = config.model.moe
+  images = moe.group_size if moe.blocks else 1
   with jax.set_mesh(_one_device_mesh()):
     plain = _plain(config)
     make = lambda: experiment_lib.make_model(plain, nnx.Rngs(0))
-    image = jax.ShapeDtypeStruct(
-      (1, *config.data.image_size, config.data.channels), jnp.float32
+    batch = jax.ShapeDtypeStruct(
+      (images, *config.data.image_size, config.data.channels), jnp.float32
     )
-    lowered = jax.jit(lambda m, x: m(x)[0]).lower(jax.eval_shape(make), image)
+    lowered = jax.jit(lambda m, x: m(x)[0]).lower(jax.eval_shape(make), batch)
     cost: Any = lowered.cost_analysis()
-    return cost['flops']
+    return cost['flops'] / images
+
+
+def _experts_choice(
+  config: config_lib.Config, capacity_factor: float
+) -> config_lib.Config:
+  old = config.model.moe
+  moe = config_lib.MoEConfig(
+    router='experts_choice',
+    blocks=old.blocks,
+    num_experts=old.num_experts,
+    expert_dim=old.expert_dim,
+    shared_dim=old.shared_dim,
+    group_size=2,
+    capacity_factor=capacity_factor,
+  )
+  model = dataclasses.replace(config.model, moe=moe)
+  return dataclasses.replace(config, model=model)
+
+
+def _num_tokens(config: config_lib.Config) -> int:
+  sizes = zip(config.data.image_size, config.model.patch_size, strict=True)
+  return math.prod(size // patch for size, patch in sizes) + (
+    config.model.pool == 'token'
+  )
 
 
 def _plain(config: config_lib.Config) -> config_lib.Config:

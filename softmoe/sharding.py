@@ -96,11 +96,39 @@ def by_expert(x: jax.Array) -> jax.Array:
   return jax.reshard(x, P('expert', *rest))
 
 
-def like(x: jax.Array, other: jax.Array) -> jax.Array:
-  """Moves `x` to where `other`, of equal rank, is."""
+def platform() -> str:
+  """Returns the platform to compile for: 'cpu', 'tpu', or that of a GPU.
+
+  It is the mesh's, which need not be this host's.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def num_devices() -> int:
+  """Returns the number of devices of the explicit mesh; 1 without one."""
   if not is_explicit('expert'):
-    return x
-  return jax.reshard(x, jax.typeof(other).sharding.spec)
+    return 1
+  return jax.sharding.get_abstract_mesh().size
+
+
+def flatten(x: jax.Array, rank: int) -> jax.Array:
+  """Merges all axes but the last `rank`, of which the first may be split."""
+  shape = (-1, *x.shape[x.ndim - rank :])
+  if not is_explicit('expert') or x.ndim == rank + 1:
+    return jnp.reshape(x, shape)
+  spec = jax.typeof(x).sharding.spec if x.ndim > rank else (None,)
+  return jnp.reshape(x, shape, out_sharding=P(spec[0]))
+
+
+def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns `y` with the leading axes, and where they are, of `x`."""
+  shape = (*x.shape[:-2], *y.shape[-2:])
+  if not is_explicit('expert'):
+    return jnp.reshape(y, shape)
+  spec = jax.typeof(x).sharding.spec[: x.ndim - 2]
+  y = jax.reshard(y, P(spec[0] if spec else None))
+  return y if x.ndim == 3 else jnp.reshape(y, shape, out_sharding=P(*spec))
 
 
 def gather(module: Any) -> Any:

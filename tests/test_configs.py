@@ -29,7 +29,6 @@ def load(name, argument):
 def shrink(config):
   """Returns a config with every feature of `config`, and none of its size."""
   model, data, schedule = config.model, config.data, config.optimizer.schedule
-  soft = dict(blocks=(1,), num_experts=4, slots_per_expert=2)
   channels = data.channels
   return dataclasses.replace(
     config,
@@ -43,7 +42,7 @@ def shrink(config):
       depth=2,
       mlp_dim=8,
       num_heads=2,
-      moe=dataclasses.replace(model.moe, **(soft if model.moe.blocks else {})),
+      moe=shrink_moe(model.moe) if model.moe.blocks else model.moe,
     ),
     data=dataclasses.replace(
       data,
@@ -66,6 +65,20 @@ def shrink(config):
   )
 
 
+def shrink_moe(moe):
+  at_most = lambda most, *fields: {
+    field: min(most, getattr(moe, field)) for field in fields
+  }
+  return dataclasses.replace(
+    moe,
+    blocks=(1,),
+    num_experts=4,
+    **at_most(8, 'expert_dim', 'shared_dim'),
+    **at_most(2, 'group_size', 'k', 'num_null'),
+    **at_most(1.5, 'capacity_factor'),
+  )
+
+
 # Shrunk, most sizes are one and the same.
 SHRUNK = {shrink(load(*case)): ':'.join(case) for case in ALL}
 
@@ -84,7 +97,7 @@ def test_builds(name, argument):
   experiment = experiment_lib.build(config)
   assert experiment.mesh.size == 8
   assert experiment.num_params() > 10_000
-  assert bool(config.model.moe.blocks) == ('soft' in argument)
+  assert bool(config.model.moe.blocks) == ('vit' not in argument)
   assert experiment.schedule(config.optimizer.schedule.warmup) == (
     pytest.approx(config.optimizer.learning_rate, rel=1e-3)
   )
@@ -105,8 +118,8 @@ def test_takes_two_steps_when_shrunk(one_device, config):
     state, metrics = step(state, next(data))
     assert np.isfinite(metrics['loss']), i
     assert metrics['gradient_norm'] > 0
-    if i == 0 and start:
-      assert metrics['loss'] == pytest.approx(start, rel=1e-5)
+    if i == 0 and start:  # and the losses that balance experts
+      assert start - 1e-5 < metrics['loss'] < start + 0.1
   assert state['step'] == 2
   assert metrics['update_norm'] > 0
   batch = next(batches.eval_batches(config.data, config.data.eval_split))

@@ -72,6 +72,52 @@ def test_soft_moe_costs_its_slots_and_its_routing():
   assert soft - dense == pytest.approx(expected, rel=0.1)
 
 
+def sparse(router, **fields):
+  """Returns the FLOPs beyond the dense model's, of one MoE block of three."""
+  config = tiny(width=128, mlp_dim=256)
+  dense = flops.forward_flops(config_lib.parse(config))
+  config.model.moe.update(
+    router=router, blocks=(1,), num_experts=8, group_size=2, **fields
+  )
+  parsed = config_lib.parse(config)
+  return lambda *experts: flops.forward_flops(parsed, *experts) - dense
+
+
+MLP = 64 * 2 * 2 * 128 * 256  # of all 64 tokens of an image
+ROUTING = 64 * 2 * 128 * 8
+
+
+def test_buffers_count_whole():
+  twice = sparse('tokens_choice', k=2, capacity_factor=1.0)()
+  assert twice == pytest.approx(MLP + ROUTING, rel=0.05)
+
+
+def test_dropless_experts_count_as_many_as_are_wanted():
+  three = sparse('bias_balanced', k=3)()
+  assert three == pytest.approx(2 * MLP + ROUTING, rel=0.05)
+  adaptive = sparse('threshold')
+  assert adaptive(3.0) == pytest.approx(three, rel=1e-6)
+  assert adaptive() == pytest.approx(7 * MLP + ROUTING, rel=0.05)
+  assert adaptive(1.0) == pytest.approx(ROUTING, abs=0.05 * MLP)
+
+
+@pytest.mark.parametrize(
+  'fields, fixed',
+  [
+    (dict(router='threshold'), False),
+    (dict(router='threshold', capacity_factor=2.0), True),
+    (dict(router='relu', k=1), False),
+    (dict(router='tokens_choice', k=2), True),
+    (dict(router='tokens_choice', k=2, num_null=2), False),
+    (dict(router='soft'), True),
+  ],
+)
+def test_cost_is_fixed_unless_tokens_decide(fields, fixed):
+  config = tiny()
+  config.model.moe.update(blocks=(1,), num_experts=4, **fields)
+  assert flops.is_fixed(config_lib.parse(config)) == fixed
+
+
 @pytest.mark.parametrize(
   'changes',
   [

@@ -78,7 +78,7 @@ def placed(shape, *spec):
 def test_nothing_moves_without_a_mesh():
   x = jnp.arange(6.0).reshape(2, 3)
   assert sharding.by_expert(x) is x
-  assert sharding.like(x, x) is x
+  assert sharding.num_devices() == 1
   assert sharding.gather(x) is x
   assert sharding.reshape(x, 3, 1).shape == (2, 3, 1)
 
@@ -92,21 +92,52 @@ def test_nothing_moves_with_automatic_axes():
     assert sharding.reshape(x, 3, 1).shape == (8, 3, 1)
 
 
-def test_by_expert_and_back(mesh):
+def test_by_expert_gives_up_the_batch(mesh):
   mesh(2, 4)
   x = placed((4, 8, 3), None, ('data', 'expert'))
   y = sharding.by_expert(x)
   assert spec_of(y) == P('expert', 'data')
   assert y.addressable_shards[0].data.shape == (1, 4, 3)
-  back = sharding.like(y, x)
-  assert spec_of(back) == P(None, ('data', 'expert'))
   np.testing.assert_array_equal(y, x)
-  np.testing.assert_array_equal(back, x)
 
 
 def test_by_expert_of_whole_arrays(mesh):
   mesh(2, 4)
   assert spec_of(sharding.by_expert(jnp.ones((4, 3)))) == P('expert')
+
+
+def test_num_devices_is_that_of_the_mesh(mesh):
+  mesh(2, 2)
+  assert sharding.num_devices() == 4
+
+
+LEADING = [(), (8,), (8, 3), (8, 2, 3)]
+
+
+@pytest.mark.parametrize('leading', LEADING)
+def test_flatten_and_back_without_a_mesh(leading):
+  size = 30 * np.prod(leading, dtype=int)
+  x = jnp.arange(size, dtype=jnp.float32).reshape(*leading, 5, 6)
+  flat = sharding.flatten(x, 2)
+  assert flat.shape == (np.prod(leading, dtype=int), 5, 6)
+  assert sharding.flatten(x[..., 0], 1).shape == flat.shape[:2]
+  y = sharding.unflatten(flat[..., :4], x)
+  np.testing.assert_array_equal(y, x[..., :4])
+
+
+@pytest.mark.parametrize('leading', LEADING)
+@pytest.mark.parametrize('axes', [None, 'data', ('data', 'expert')])
+def test_flatten_and_back_keep_the_split(mesh, leading, axes):
+  mesh(2, 4)
+  x = placed((*leading, 5, 6), *((axes,) if leading else ()))
+  flat = sharding.flatten(x, 2)
+  assert flat.shape == (np.prod(leading, dtype=int), 5, 6)
+  assert spec_of(flat) == (P(axes) if leading and axes else P())
+  # What comes back from the experts is split by batch.
+  everywhere = jax.device_put(flat, P(('data', 'expert') if leading else None))
+  y = sharding.unflatten(everywhere[..., :4], x)
+  assert spec_of(y) == spec_of(x)
+  np.testing.assert_array_equal(y, x[..., :4])
 
 
 def test_gather_gives_up_data_alone(mesh):

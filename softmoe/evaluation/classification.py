@@ -1,5 +1,6 @@
 """Loss and accuracy of a classifier over one pass of a split."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,9 @@ def make_evaluator(
 ) -> Callable[[experiment_lib.Params], dict[str, float]]:
   """Returns a function from parameters to metrics over the whole of `split`.
 
-  The metrics are `loss` and `accuracy`, means over the examples, and
-  `examples`, their number. Padding counts for nothing.
+  The metrics are `loss` and `accuracy`, means over the examples, those of the
+  MoE blocks as `moe/NAME`, and `examples`, their number. Padding counts for
+  nothing.
 
   Raises:
     UserError: the split cannot be read; raised by the returned function.
@@ -34,15 +36,13 @@ def make_evaluator(
       process_count=jax.process_count(),
     )
     placed = prefetch.to_devices(local, experiment.mesh, data.prefetch)
-    total = {'loss': 0.0, 'accuracy': 0.0, 'examples': 0.0}
+    total = collections.Counter()
     for sums in (step(params, batch) for batch in placed):
-      total = {name: total[name] + float(sums[name]) for name in total}
-    count = total['examples']
-    return {
-      'loss': total['loss'] / count,
-      'accuracy': total['accuracy'] / count,
-      'examples': int(count),
-    }
+      for name, value in sums.items():
+        total[name] += float(value)
+    count = total.pop('examples')
+    means = {name: value / count for name, value in total.items()}
+    return means | {'examples': int(count)}
 
   return evaluate
 
@@ -53,12 +53,14 @@ def _sums(
   batch: dict[str, jax.Array],
 ) -> dict[str, Any]:
   config, mask = experiment.config, batch['mask']
-  logits, _ = nnx.merge(experiment.graphdef, params)(batch['image'])
+  model = nnx.merge(experiment.graphdef, params)
+  logits, aux = model(batch['image'], mask=mask > 0)
   labels = losses.soft_labels(batch['label'], config.data.num_classes)
   loss = losses.cross_entropy(config.loss)(logits, labels)
   correct = jnp.argmax(logits, axis=-1) == batch['label']
+  count = jnp.sum(mask)
   return {
     'loss': jnp.sum(loss * mask),
     'accuracy': jnp.sum(correct * mask),
-    'examples': jnp.sum(mask),
-  }
+    'examples': count,
+  } | {f'moe/{name}': v * count for name, v in aux['metrics'].items()}

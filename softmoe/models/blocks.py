@@ -8,11 +8,12 @@ Randomness comes in as a key; no key means evaluation, without dropout.
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from softmoe import config as config_lib
 from softmoe import sharding
-from softmoe.moe import layer, mlp
+from softmoe.models import mixtures
+from softmoe.moe import layer
 
 Key = PRNGKeyArray | None
 
@@ -122,28 +123,39 @@ class Block(nnx.Module):
     self.attention_norm = layer_norm(config, config.width, rngs=rngs)
     self.attention = Attention(config, qk_norm=config.qk_norm, rngs=rngs)
     self.mlp_norm = layer_norm(config, config.width, rngs=rngs)
-    self.mlp = make_moe(config, rngs) if moe else make_mlp(config, rngs)
+    self.mlp = (
+      mixtures.make_moe(config, rngs)
+      if moe
+      else mixtures.make_mlp(config, config.mlp_dim, rngs)
+    )
 
   def __call__(
     self,
     x: Float[Array, 'b n d'],
     drop_path: Float[Array, ''] | float | None = None,
     key: Key = None,
+    mask: Bool[Array, ' b'] | None = None,
   ) -> tuple[Float[Array, 'b n d'], dict]:
     """Returns the tokens and the MoE layer's `aux` (empty for an MLP).
 
     Args:
       x: tokens.
       drop_path: probability that an image skips a half of the block; None: 0.
-      key: for dropout and drop path; None: neither.
+      key: for dropout, drop path and routing noise; None: none of them.
+      mask: False where an image only fills the batch up.
     """
-    keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
+    keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
     block = sharding.gather(self)
     y = block.attention_norm(x)
     y = block.attention(y, y)
     x = x + self._drop(y, drop_path, keys[0], keys[1])
-    y = block.mlp(block.mlp_norm(x))
-    y, aux = y if isinstance(y, tuple) else (y, {})
+    y, aux = block.mlp_norm(x), {}
+    if isinstance(block.mlp, layer.MoE):
+      if mask is not None:
+        mask = jnp.broadcast_to(mask[:, None], x.shape[:2])
+      y, aux = block.mlp(y, mask, key=keys[4])
+    else:
+      y = block.mlp(y)
     return x + self._drop(y, drop_path, keys[2], keys[3]), aux
 
   def _drop(self, y, drop_path, dropout_key, path_key):
@@ -152,27 +164,3 @@ class Block(nnx.Module):
     if drop_path is not None:
       y = dropout(y, drop_path, path_key, (y.shape[0], 1, 1))
     return y
-
-
-def make_mlp(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> mlp.Mlp:
-  """Returns the block's MLP."""
-  return mlp.Mlp(
-    config.width,
-    config.mlp_dim,
-    dtype=jnp.dtype(config.dtype),
-    param_dtype=jnp.dtype(config.param_dtype),
-    rngs=rngs,
-  )
-
-
-def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.SoftMoE:
-  """Returns the block's MoE layer, whose experts are the block's MLP."""
-  return layer.SoftMoE(
-    config.width,
-    num_experts=config.moe.num_experts,
-    slots_per_expert=config.moe.slots_per_expert,
-    expert=lambda rngs: make_mlp(config, rngs),
-    expert_init=config.moe.expert_init,
-    param_dtype=jnp.dtype(config.param_dtype),
-    rngs=rngs,
-  )

@@ -14,13 +14,12 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models import blocks, patches
-from softmoe.moe import experts
+from softmoe.models import blocks, mixtures, patches
 
 # name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
 # https://arxiv.org/abs/2106.04560.
@@ -114,27 +113,30 @@ class ViT(nnx.Module):
     self,
     images: Float[Array, 'b height width channels'],
     key: blocks.Key = None,
+    mask: Bool[Array, ' b'] | None = None,
   ) -> tuple[Float[Array, 'b c'], dict[str, Any]]:
     """Returns float32 logits and the MoE blocks' losses and metrics.
 
     Args:
       images: pixel values in the range the model was trained on.
-      key: for dropout and drop path; None at evaluation.
+      key: for dropout, drop path and routing noise; None at evaluation.
+      mask: False where an image only fills the batch up: routers leave it out.
     """
-    representation, aux = self.represent(images, key)
+    representation, aux = self.represent(images, key, mask)
     return sharding.gather(self.head)(representation), aux
 
   def represent(
     self,
     images: Float[Array, 'b height width channels'],
     key: blocks.Key = None,
+    mask: Bool[Array, ' b'] | None = None,
   ) -> tuple[Float[Array, 'b d'], dict[str, Any]]:
     """Returns what the head sees: the pooled, normalised tokens, and `aux`."""
     keys = [None] * 2 if key is None else list(jax.random.split(key))
     x = sharding.gather(self.patches)(images)
     if self.config.dropout:
       x = blocks.dropout(x, self.config.dropout, keys[0], x.shape)
-    x, aux = self._apply_blocks(x, keys[1])
+    x, aux = self._apply_blocks(x, keys[1], mask)
     x = self._pool(sharding.gather(self.norm)(x))
     if self.pre_logits is not None:
       x = jnp.tanh(sharding.gather(self.pre_logits)(x))
@@ -146,12 +148,15 @@ class ViT(nnx.Module):
     return x[:, 0] if self.config.pool == 'token' else jnp.mean(x, axis=1)
 
   def _apply_blocks(
-    self, x: Float[Array, 'b n d'], key: blocks.Key
+    self,
+    x: Float[Array, 'b n d'],
+    key: blocks.Key,
+    mask: Bool[Array, ' b'] | None,
   ) -> tuple[Float[Array, 'b n d'], dict[str, Any]]:
     """Runs the blocks in order, a stack of equal ones by one `scan`."""
     rates, keys = self._drop_path_rates(), self._block_keys(key)
     part = lambda values, i: None if values is None else values[i]
-    apply = lambda block, x, rate, key: block(x, rate, key)
+    apply = lambda block, x, rate, key: block(x, rate, key, mask)
     if self.config.remat:
       apply = jax.checkpoint(apply)
     auxes, start = [], 0
@@ -239,19 +244,14 @@ def check(config: config_lib.ModelConfig, image_size: tuple[int, int]) -> None:
     ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
     ('dtype', config.dtype in DTYPES, f'one of {DTYPES}'),
     ('param_dtype', config.param_dtype in DTYPES, f'one of {DTYPES}'),
-    ('moe.router', moe.router == 'soft', "'soft'"),
     ('moe.blocks', all(0 <= i <= last for i in moe.blocks), f'in 0..{last}'),
     ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
-    ('moe.slots_per_expert', moe.slots_per_expert >= 1, 'at least 1'),
-    (
-      'moe.expert_init',
-      moe.expert_init in experts.INITS,
-      f'one of {experts.INITS}',
-    ),
   ):
     if not valid:
       given = operator.attrgetter(field)(config)
       raise UserError(f'config.model.{field}', given, expected)
+  if moe.blocks:
+    mixtures.check(moe)
 
 
 class MapHead(nnx.Module):
@@ -264,7 +264,7 @@ class MapHead(nnx.Module):
     )
     self.attention = blocks.Attention(config, qk_norm=False, rngs=rngs)
     self.norm = blocks.layer_norm(config, config.width, rngs=rngs)
-    self.mlp = blocks.make_mlp(config, rngs)
+    self.mlp = mixtures.make_mlp(config, config.mlp_dim, rngs)
 
   def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
     """Returns one vector an image."""

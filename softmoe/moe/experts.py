@@ -1,5 +1,6 @@
 """Experts: copies of one module with parameters of their own, run as one."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe import sharding
+from softmoe.errors import UserError
 
 INITS = ('independent', 'identical')
 
@@ -39,11 +41,13 @@ class Experts(nnx.Module):
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: `init` is unknown, or `num_experts` is not a multiple of the
-        mesh axis `expert`.
+      ValueError: `init` is unknown, or `num_experts` is below 1 or not a
+        multiple of the mesh axis `expert`.
     """
     if init not in INITS:
-      raise ValueError(f'init: got {init!r}; one of {INITS}')
+      raise UserError('expert_init', init, f'one of {INITS}')
+    if num_experts < 1:
+      raise UserError('num_experts', num_experts, 'at least 1')
     _check_divides(num_experts)
     keys = jax.random.split(rngs.params(), num_experts)
     if init == 'identical':
@@ -52,21 +56,22 @@ class Experts(nnx.Module):
     keys = sharding.by_expert(keys)
     self.stacked = jax.vmap(lambda key: create(nnx.Rngs(key)))(keys)
 
-  def __call__(
-    self, x: Float[Array, 'e *b s d']
-  ) -> Float[Array, 'e *b s d_out']:
+  def __call__(self, x: Float[Array, 'e *b d']) -> Float[Array, 'e *b d_out']:
     """Applies expert i to x[i]."""
-    y = jax.vmap(lambda expert, x: expert(x))(
-      self.stacked, sharding.by_expert(x)
-    )
-    return sharding.like(y, x)
+    return jax.vmap(lambda expert, x: expert(x))(self.stacked, x)
+
+  def flops(self) -> int:
+    """Returns the FLOPs of one expert's matrices on one token."""
+    shapes = (w.shape for w in jax.tree.leaves(self.stacked))
+    return sum(2 * math.prod(s[1:]) for s in shapes if len(s) >= 3)
 
 
 def _check_divides(num_experts: int):
   if sharding.is_explicit('expert'):
     size = jax.sharding.get_abstract_mesh().shape['expert']
     if num_experts % size:
-      raise ValueError(
-        f'num_experts: got {num_experts}; a multiple of {size}, '
-        'the size of the mesh axis `expert`'
+      raise UserError(
+        'num_experts',
+        num_experts,
+        f'a multiple of {size}, the size of the mesh axis `expert`',
       )

@@ -1,9 +1,13 @@
 """The transformer's MLP, which is also the default expert."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from softmoe.moe import grouped_matmul
 
 
 class Mlp(nnx.Module):
@@ -36,3 +40,43 @@ class Mlp(nnx.Module):
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Applies the MLP to every token by itself."""
     return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+  def gated(
+    self, x: Float[Array, 'n d'], gates: Float[Array, ' n']
+  ) -> Float[Array, 'n d']:
+    """Returns each row's output times its gate.
+
+    The gates enter before the last matmul, so that their gradient does not need
+    its output.
+    """
+    h = jax.nn.gelu(self.up(x), approximate=True)
+    down: Any = self.down
+    h, kernel, bias, gates = down.promote_dtype(
+      (h, down.kernel[...], down.bias[...], gates[:, None]), dtype=down.dtype
+    )
+    return (gates * h) @ kernel + gates * bias[None]
+
+  def grouped(
+    self, x: Float[Array, 'n d'], group_sizes: Int[Array, ' e']
+  ) -> Float[Array, 'n d']:
+    """Applies a stack of e MLPs to rows that are sorted by expert.
+
+    Args:
+      x: rows; those past the last group's come back as anything.
+      group_sizes: number of rows of each expert.
+    """
+    h = _grouped_linear(self.up, x, group_sizes)
+    h = jax.nn.gelu(h, approximate=True)
+    return _grouped_linear(self.down, h, group_sizes)
+
+
+def _grouped_linear(
+  linear: Any, x: Float[Array, 'n d'], group_sizes: Int[Array, ' e']
+) -> Float[Array, 'n f']:
+  x, kernel, bias = linear.promote_dtype(
+    (x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype
+  )
+  group = jnp.repeat(
+    jnp.arange(len(group_sizes)), group_sizes, total_repeat_length=len(x)
+  )
+  return grouped_matmul.grouped_matmul(x, kernel, group_sizes) + bias[group]

@@ -90,12 +90,13 @@ class Logger:
   def speed(self) -> dict[str, float]:
     """Returns images/s and, where the peak is known, the share of it used.
 
-    A training step counts as three forward passes, whatever remat repeats.
+    A training step counts as three forward passes, whatever remat repeats. A
+    model whose tokens decide what they cost has no share.
     """
     rate = self._progress.images_per_second
     if not rate:
       return {}
     speed = {'images_per_second': rate}
-    if self._peak_flops:
+    if self._peak_flops and flops.is_fixed(self._config):
       speed['mfu'] = 3 * self.forward_flops * rate / self._peak_flops
     return speed

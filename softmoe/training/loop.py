@@ -11,6 +11,7 @@ from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
+from softmoe import flops
 from softmoe.data import batches, prefetch
 from softmoe.evaluation import classification
 from softmoe.training import checkpoint, preemption
@@ -172,9 +173,10 @@ def _announce(
 ) -> None:
   """Says what is trained, on what, and from where on."""
   mesh = dict(experiment.mesh.shape)
+  fixed = '' if flops.is_fixed(experiment.config) else 'up to '
   logger.message(
     f'{experiment.config.name}: {experiment.num_params():,} parameters, '
-    f'{logger.forward_flops / 1e9:.3g} GFLOP an image, '
+    f'{fixed}{logger.forward_flops / 1e9:.3g} GFLOP an image, '
     f'{jax.default_backend()} device(s) as {mesh}'
   )
   if start:
@@ -194,9 +196,20 @@ def _result(
     'split': config.data.eval_split,
     **evaluation,
     'params': experiment.num_params(),
-    'gflop_per_image': logger.forward_flops / 1e9,
+    'gflop_per_image': _forward_flops(config, logger, evaluation) / 1e9,
     'train': logger.speed(),
     'device': jax.devices()[0].device_kind,
     'devices': experiment.mesh.size,
     'finished': time.strftime('%Y-%m-%dT%H:%M:%S'),
   }
+
+
+def _forward_flops(
+  config: config_lib.Config,
+  logger: logger_lib.Logger,
+  evaluation: dict[str, float],
+) -> float:
+  """Returns an image's FLOPs, of as many experts as the evaluation used."""
+  if flops.is_fixed(config):
+    return logger.forward_flops
+  return flops.forward_flops(config, evaluation['moe/wanted'])

@@ -16,7 +16,10 @@ _DECAY_FIELD = 'config.optimizer.weight_decay'
 
 
 def make_optimizer(
-  config: OptimizerConfig, schedule: optax.Schedule, params: Params
+  config: OptimizerConfig,
+  schedule: optax.Schedule,
+  params: Params,
+  steered: Params | None = None,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation that `config` asks for.
 
@@ -28,6 +31,8 @@ def make_optimizer(
     config: the optimizer; `accumulate` is the business of the train step.
     schedule: learning rate at a step.
     params: the parameters, or their shapes: only their paths are read.
+    steered: True for each parameter whose gradient is itself the step to take
+      off it, a tree like `params`; None: there is none.
 
   Raises:
     UserError: an unknown name, a value out of range, or a decay rule that does
@@ -35,12 +40,15 @@ def make_optimizer(
   """
   _check(config)
   rates = decay_rates(params, config.weight_decay)
-  return optax.chain(
+  optimizer = optax.chain(
     _clip(config.clip_norm),
     _SCALINGS[config.name](config),
     _decay(rates) if config.weight_decay else optax.identity(),
     optax.scale_by_learning_rate(schedule),
   )
+  if not any(jax.tree.leaves(steered)):
+    return optimizer
+  return _except_steered(optimizer, steered)
 
 
 def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
@@ -71,6 +79,27 @@ def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
     regex = rules[min(unused)][0]
     raise UserError(_DECAY_FIELD, regex, _example(params))
   return rates
+
+
+def _except_steered(
+  optimizer: optax.GradientTransformation, steered: Params
+) -> optax.GradientTransformation:
+  """Returns `optimizer` for what is not steered, and plain steps for the rest.
+
+  The optimizer sees gradients of 0 where a parameter is steered, so that its
+  clipping is not disturbed.
+  """
+
+  def update(updates, state, params=None):
+    others = jax.tree.map(
+      lambda g, fixed: jnp.zeros_like(g) if fixed else g, updates, steered
+    )
+    others, state = optimizer.update(others, state, params)
+    return jax.tree.map(
+      lambda u, g, fixed: -g if fixed else u, others, updates, steered
+    ), state
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 def _example(params: Params) -> str:

@@ -64,3 +64,24 @@ def test_metrics_are_means_over_the_examples_alone(
 def test_a_split_that_is_not_there_is_named(experiment, params):
   with pytest.raises(UserError, match="split: got 'valid'"):
     classification.make_evaluator(experiment, 'valid')(params)
+
+
+def test_images_that_fill_the_batch_up_are_not_routed():
+  """Of 100 images, the last batch of 64 holds 36 and 28 that are empty."""
+  fields = dict(
+    router='tokens_choice', slots_per_expert=1, k=1, capacity_factor=1.0
+  )
+  moe = {f'model__moe__{name}': value for name, value in fields.items()}
+  moe |= dict(model__moe__blocks=(0,), model__moe__group_size=4)
+  config = parse(mesh='data:1', model__depth=1, **moe)
+  experiment = experiment_lib.build(config, jax.devices()[:1])
+  params = experiment_lib.init_params(config, nnx.Rngs(0))
+  metrics = classification.make_evaluator(experiment, 'test[:100]')(params)
+  assert metrics['moe/wanted'] == pytest.approx(1)
+  assert 0 < metrics['moe/granted'] <= 1
+  other = dataclasses.replace(config.data, eval_batch_size=100)
+  config = dataclasses.replace(config, data=other)
+  experiment = dataclasses.replace(experiment, config=config)
+  whole = classification.make_evaluator(experiment, 'test[:100]')(params)
+  assert metrics['accuracy'] == whole['accuracy']
+  assert metrics['moe/granted'] == pytest.approx(whole['moe/granted'])

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe.errors import UserError
-from softmoe.models import vit
+from softmoe.models import mixtures, vit
 
 IMAGE, CHANNELS, CLASSES = (12, 8), 3, 5
 
@@ -248,7 +248,8 @@ def test_bad_variant_is_named(name):
     ('drop_path', -0.1, 'in [0, 1)'),
     ('dtype', 'float8', "one of ('float32', 'bfloat16', 'float16')"),
     ('param_dtype', 'int8', "one of ('float32', 'bfloat16', 'float16')"),
-    ('moe.router', 'hard', "'soft'"),
+    ('moe.router', 'hard', f'one of {sorted(mixtures.ROUTERS)}'),
+    ('moe.k', 2, "1: the router 'soft' does not read it"),
     ('moe.blocks', (0, 2), 'in 0..1'),
     ('moe.blocks', (-1,), 'in 0..1'),
     ('moe.num_experts', 0, 'at least 1'),

@@ -27,14 +27,14 @@ def test_logit_deviation_is_one_over_root_width(width):
 
 def test_dispatch_is_nearly_uniform():
   router, x = fresh(384)
-  weights, _ = router(x)
+  weights = router(x)[0].dispatch
   entropy = -jnp.sum(weights * jnp.log(weights), axis=-3)
   assert np.min(entropy) / np.log(TOKENS) > 0.99
 
 
 def test_slot_size_is_that_of_a_mean_of_tokens():
   router, x = fresh(384)
-  weights, _ = router(x)
+  weights = router(x)[0].dispatch
   slots = dispatch.dispatch(x, weights)
   # Independent tokens of unit variance under weights w: variance sum(w^2).
   expected = jnp.sqrt(jnp.mean(jnp.sum(weights**2, axis=-3)))
@@ -45,11 +45,11 @@ def test_slot_size_is_that_of_a_mean_of_tokens():
 
 def test_weights_sum_to_one_and_scale_sharpens_them():
   router, x = fresh(384)
-  to_slots, to_tokens = router(x)
+  to_slots, to_tokens = router(x)[0]
   np.testing.assert_allclose(jnp.sum(to_slots, axis=-3), 1, rtol=1e-5)
   np.testing.assert_allclose(jnp.sum(to_tokens, axis=(-2, -1)), 1, rtol=1e-5)
   router.scale[...] = jnp.float32(50)
-  assert np.mean(np.max(router(x)[0], axis=-3)) > 3 * np.mean(
+  assert np.mean(np.max(router(x)[0].dispatch, axis=-3)) > 3 * np.mean(
     np.max(to_slots, axis=-3)
   )
 
@@ -64,8 +64,8 @@ def test_logits_do_not_depend_on_the_size_of_tokens_or_phi():
 
 def test_slots_mix_the_tokens_as_they_came():
   router, x = fresh(384)
-  weights, _ = router(x)
-  slots = dispatch.dispatch(7 * x, router(7 * x)[0])
+  weights = router(x)[0].dispatch
+  slots = dispatch.dispatch(7 * x, router(7 * x)[0].dispatch)
   np.testing.assert_allclose(
     slots, 7 * dispatch.dispatch(x, weights), rtol=1e-4, atol=1e-5
   )

@@ -55,12 +55,13 @@ def test_result_is_the_last_evaluation(finished):
   workdir, config, result = finished
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   last = json.loads(lines[-1])
+  moe = ('dispatch_max', 'combine_max', 'executed', 'flops')
+  names = ('loss', 'accuracy', 'examples', *(f'moe/{name}' for name in moe))
   assert last == {
     'step': config.steps,
-    'eval/loss': result['loss'],
-    'eval/accuracy': result['accuracy'],
-    'eval/examples': 100,
+    **{f'eval/{name}': result[name] for name in names},
   }
+  assert result['examples'] == 100
   assert result['split'] == 'test[:100]'
   assert result['params'] > 0
   assert result['devices'] == 1

@@ -215,3 +215,27 @@ def moments_of(tree, path):
   ]
   assert len(found) >= 2  # the parameter itself and at least one moment
   return found
+
+
+def test_a_steered_parameter_takes_its_gradient_as_its_step():
+  params = make_params()
+  router = params['blocks'][1]['moe']['router']
+  router['bias'] = jnp.zeros(4)
+  steered = jax.tree.map(lambda _: False, params)
+  steered['blocks'][1]['moe']['router']['bias'] = True
+  config = OptimizerConfig('adamw', weight_decay=KERNELS, clip_norm=0.1)
+  plain = optimizer.make_optimizer(config, rate, params)
+  tx = optimizer.make_optimizer(config, rate, params, steered)
+
+  step = jnp.array([1.0, -1.0, 0.0, 100.0])
+  expected_gradients = gradients(0, params)
+  expected_gradients['blocks'][1]['moe']['router']['bias'] = jnp.zeros(4)
+  given = gradients(0, params)
+  given['blocks'][1]['moe']['router']['bias'] = step
+  updates, _ = tx.update(given, tx.init(params), params)
+  expected, _ = plain.update(expected_gradients, plain.init(params), params)
+
+  moved = updates['blocks'][1]['moe']['router'].pop('bias')
+  expected['blocks'][1]['moe']['router'].pop('bias')
+  np.testing.assert_array_equal(moved, -step)
+  jax.tree.map(np.testing.assert_array_equal, updates, expected)

@@ -23,6 +23,8 @@ GOLDEN = {
   'loss': 2.3025846,
   'moe/combine_max': 0.1692471,
   'moe/dispatch_max': 0.3086770,
+  'moe/executed': 2.0,  # 8 slots for 4 tokens
+  'moe/flops': 4096.0,  # each two matmuls of 16 x 32
   'parameter_norm': 24.9152393,
   'update_norm': 0.1303830,
 }

@@ -1,0 +1,193 @@
+"""From the fields of a config to an MoE layer: the registry of routers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe.errors import UserError
+from softmoe.moe import (
+  bias_balanced,
+  experts,
+  experts_choice,
+  layer,
+  mixture_of_tokens,
+  mlp,
+  relu,
+  routing,
+  soft,
+  threshold,
+  tokens_choice,
+)
+
+
+class Entry(NamedTuple):
+  """How a router is made.
+
+  Attributes:
+    create: called with width, number of experts, param_dtype and rngs.
+    fields: those of `MoEConfig` that it takes too, under the same names.
+  """
+
+  create: Callable[..., routing.Router]
+  fields: tuple[str, ...]
+
+
+def _identity(width, num_experts, slots_per_expert, *, param_dtype, rngs):
+  return soft.IdentityRouter(num_experts, slots_per_expert)
+
+
+def _threshold(width, num_experts, *, param_dtype, rngs, **fields):
+  mode = 'dropless' if fields['capacity_factor'] is None else 'capacity'
+  return threshold.Threshold(width, num_experts, mode=mode, rngs=rngs, **fields)
+
+
+def _experts_choice(width, num_experts, *, capacity_factor, rngs, **fields):
+  return experts_choice.ExpertsChoice(
+    width,
+    num_experts,
+    capacity_factor=capacity_factor or 0.0,  # never without: 0 is refused
+    rngs=rngs,
+    **fields,
+  )
+
+
+def _soft(**weights: str) -> Entry:
+  create = functools.partial(soft.SoftRouter, **weights)
+  return Entry(create, ('slots_per_expert',))
+
+
+ROUTERS = {
+  'soft': _soft(),
+  'uniform': _soft(dispatch='uniform', combine='uniform'),
+  'uniform_soft': _soft(dispatch='uniform'),
+  'soft_uniform': _soft(combine='uniform'),
+  'identity': Entry(_identity, ('slots_per_expert',)),
+  'mixture_of_tokens': Entry(
+    mixture_of_tokens.MixtureOfTokens, ('group_size', 'temperature')
+  ),
+  'tokens_choice': Entry(
+    tokens_choice.TokensChoice,
+    (
+      'k',
+      'capacity_factor',
+      'eval_capacity_factor',
+      'batch_priority',
+      'normalize',
+      'num_null',
+      'noise_std',
+      'losses',
+    ),
+  ),
+  'experts_choice': Entry(
+    _experts_choice,
+    ('capacity_factor', 'softmax_over', 'noise_std'),
+  ),
+  'threshold': Entry(
+    _threshold,
+    ('threshold', 'capacity_factor', 'eval_capacity_factor', 'balance'),
+  ),
+  'bias_balanced': Entry(
+    bias_balanced.BiasBalanced, ('k', 'rate', 'capacity_factor')
+  ),
+  'relu': Entry(relu.ReLURouter, ('k',)),
+}
+# What the layer reads, whatever the router.
+COMMON = frozenset(
+  ('router', 'blocks', 'num_experts', 'expert_dim', 'expert_init')
+) | frozenset(('shared_dim', 'group_size'))
+# Config fields are never None: 0 says that there is no limit.
+OPTIONAL = ('capacity_factor', 'eval_capacity_factor')
+
+
+def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.MoE:
+  """Returns the MoE layer that a config asks for, with MLPs as experts.
+
+  Raises:
+    UserError: a field is out of its range or not one of the router's.
+  """
+  moe = config.moe
+  make = lambda width: lambda rngs: make_mlp(config, width, rngs)
+  check(moe)
+  try:
+    return layer.MoE(
+      make_router(config, rngs),
+      experts.Experts(
+        make(moe.expert_dim or config.mlp_dim),
+        moe.num_experts,
+        init=moe.expert_init,
+        rngs=rngs,
+      ),
+      shared=make(moe.shared_dim)(rngs) if moe.shared_dim else None,
+      group_size=moe.group_size,
+    )
+  except UserError as e:
+    raise UserError(f'config.model.moe.{e.field}', e.given, e.expected) from e
+
+
+def is_dropless(moe: config_lib.MoEConfig) -> bool:
+  """Tells whether experts keep every token that wants them."""
+  if moe.router == 'relu':
+    return True
+  sparse = 'capacity_factor' in ROUTERS[moe.router].fields
+  return sparse and not moe.capacity_factor
+
+
+def is_adaptive(moe: config_lib.MoEConfig) -> bool:
+  """Tells whether tokens differ in how many experts run for them."""
+  adaptive = moe.router in ('relu', 'threshold') or moe.num_null > 0
+  return adaptive and is_dropless(moe)
+
+
+def make_router(
+  config: config_lib.ModelConfig, rngs: nnx.Rngs
+) -> routing.Router:
+  """Returns the router alone."""
+  entry, values = ROUTERS[config.moe.router], dataclasses.asdict(config.moe)
+  fields = {name: values[name] for name in entry.fields}
+  if 'eval_capacity_factor' in fields:
+    fields['eval_capacity_factor'] = (
+      fields['eval_capacity_factor'] or fields['capacity_factor']
+    )
+  fields |= {name: fields[name] or None for name in OPTIONAL if name in fields}
+  return entry.create(
+    config.width,
+    config.moe.num_experts,
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+    **fields,
+  )
+
+
+def make_mlp(
+  config: config_lib.ModelConfig, mlp_dim: int, rngs: nnx.Rngs
+) -> mlp.Mlp:
+  """Returns an MLP of the model's types."""
+  return mlp.Mlp(
+    config.width,
+    mlp_dim,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )
+
+
+def check(moe: config_lib.MoEConfig) -> None:
+  """Raises a UserError for a router or field that would have no effect."""
+  if moe.router not in ROUTERS:
+    raise UserError(
+      'config.model.moe.router', moe.router, f'one of {sorted(ROUTERS)}'
+    )
+  read = COMMON | set(ROUTERS[moe.router].fields)
+  for field in dataclasses.fields(moe):
+    given = getattr(moe, field.name)
+    if field.name not in read and given != field.default:
+      raise UserError(
+        f'config.model.moe.{field.name}',
+        given,
+        f'{field.default!r}: the router {moe.router!r} does not read it',
+      )

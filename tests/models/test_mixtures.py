@@ -1,0 +1,147 @@
+"""From config fields to layers: what each router is given, and bad fields.
+
+Layers are made without numbers: all that is asked is how they are put together.
+"""
+
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe.errors import UserError
+from softmoe.models import mixtures
+from softmoe.moe import soft, threshold, tokens_choice
+
+WIDTH, MLP_DIM = 6, 10
+NEEDED = {'experts_choice': dict(capacity_factor=1.0)}
+
+
+def make(router, **fields):
+  config = config_lib.ModelConfig(
+    width=WIDTH,
+    mlp_dim=MLP_DIM,
+    dtype='bfloat16',
+    moe=config_lib.MoEConfig(
+      **dict(router=router, num_experts=4) | NEEDED.get(router, {}) | fields
+    ),
+  )
+  return nnx.eval_shape(lambda: mixtures.make_moe(config, nnx.Rngs(0)))
+
+
+def shapes(module):
+  return jax.tree.map(lambda w: w.shape, nnx.to_pure_dict(nnx.state(module)))
+
+
+@pytest.mark.parametrize('router', mixtures.ROUTERS)
+def test_every_router_makes_a_layer(router):
+  layer = make(router)
+  assert layer.router.num_experts == 4
+  assert layer.group_size == 1 and layer.shared is None
+  stacked = shapes(layer.experts.stacked)
+  assert stacked['up']['kernel'] == (4, WIDTH, MLP_DIM)
+  assert stacked['down']['kernel'] == (4, MLP_DIM, WIDTH)
+  assert layer.experts.stacked.up.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('router', mixtures.ROUTERS)
+def test_fields_of_a_router_are_fields_of_the_config(router):
+  known = {field.name for field in dataclasses.fields(config_lib.MoEConfig)}
+  assert set(mixtures.ROUTERS[router].fields) <= known
+  assert known >= mixtures.COMMON
+
+
+def test_every_field_is_read_by_a_router():
+  known = {field.name for field in dataclasses.fields(config_lib.MoEConfig)}
+  read = set().union(*(entry.fields for entry in mixtures.ROUTERS.values()))
+  assert known == read | mixtures.COMMON
+
+
+def test_routers_get_their_fields():
+  layer = make(
+    'tokens_choice',
+    k=3,
+    capacity_factor=1.5,
+    eval_capacity_factor=2.0,
+    batch_priority=True,
+    num_null=2,
+    noise_std=0.5,
+    losses=(('z', 0.1),),
+    group_size=5,
+  )
+  router = layer.router
+  assert isinstance(router, tokens_choice.TokensChoice)
+  assert (router.k, router.num_null, router.noise_std) == (3, 2, 0.5)
+  assert (router.capacity_factor, router.eval_capacity_factor) == (1.5, 2.0)
+  assert router.batch_priority and router.losses == (('z', 0.1),)
+  assert layer.group_size == 5
+  assert shapes(router) == {'kernel': (WIDTH, 6)}
+  assert make('mixture_of_tokens', group_size=3).router.group_size == 3
+  assert make('relu', k=2).router.k == 2
+  assert make('bias_balanced', rate=0.5).router.steer_rates == {'bias': 0.5}
+  assert make('experts_choice', softmax_over='tokens').router.softmax_over == (
+    'tokens'
+  )
+
+
+@pytest.mark.parametrize('router', ['tokens_choice', 'threshold'])
+def test_no_factor_drops_nothing_and_evaluation_is_as_training(router):
+  dropless = make(router).router
+  assert dropless.capacity_factor is dropless.eval_capacity_factor is None
+  same = make(router, capacity_factor=1.5).router
+  assert same.capacity_factor == same.eval_capacity_factor == 1.5
+
+
+def test_threshold_takes_its_mode_from_the_capacity():
+  assert isinstance(make('threshold').router, threshold.Threshold)
+  assert make('threshold').router.mode == 'dropless'
+  assert make('threshold', capacity_factor=1.5).router.mode == 'capacity'
+
+
+def test_soft_ablations():
+  kinds = lambda router: (
+    make(router).router.dispatch,
+    make(router).router.combine,
+  )
+  assert kinds('soft') == ('soft', 'soft')
+  assert kinds('uniform') == ('uniform', 'uniform')
+  assert kinds('uniform_soft') == ('uniform', 'soft')
+  assert kinds('soft_uniform') == ('soft', 'uniform')
+  assert isinstance(make('identity').router, soft.IdentityRouter)
+  assert shapes(make('uniform').router) == shapes(make('identity').router) == {}
+  two = shapes(make('soft', slots_per_expert=2).router)
+  assert two == {'phi': (WIDTH, 4, 2), 'scale': ()}
+
+
+def test_sizes_of_experts_and_shared_expert():
+  layer = make('relu', expert_dim=3, shared_dim=5)
+  assert shapes(layer.experts.stacked)['up']['kernel'] == (4, WIDTH, 3)
+  assert shapes(layer.shared)['up']['kernel'] == (WIDTH, 5)
+
+
+@pytest.mark.parametrize(
+  ('router', 'fields', 'message'),
+  [
+    ('tokens_choice', dict(k=5), 'k: got 5; 1 to 4, the number of experts'),
+    ('bias_balanced', dict(k=5), 'k: got 5; 1 to 4, the number of experts'),
+    ('relu', dict(k=5), 'k: got 5; above 0, at most 4'),
+    ('threshold', dict(threshold=1.5), 'threshold: got 1.5; above 0, at most'),
+    ('tokens_choice', dict(capacity_factor=-1.0), 'capacity_factor: got -1.0'),
+    ('experts_choice', dict(capacity_factor=0.0), 'capacity_factor: got '),
+    ('tokens_choice', dict(losses=(('y', 1.0),)), "losses: got 'y'; names out"),
+    ('mixture_of_tokens', dict(temperature=-1.0), 'temperature: got -1.0; at'),
+    ('soft', dict(num_experts=0), 'num_experts: got 0; at least 1'),
+    ('soft', dict(slots_per_expert=0), 'slots_per_expert: got 0; at least 1'),
+    ('soft', dict(expert_init='same'), "expert_init: got 'same'; one of"),
+    ('soft', dict(group_size=0), 'group_size: got 0; at least 1'),
+    ('sofa', {}, "router: got 'sofa'; one of ['bias_balanced', "),
+    ('soft', dict(k=2), "k: got 2; 1: the router 'soft' does not read it"),
+    ('relu', dict(threshold=0.5), 'threshold: got 0.5; 0.9: the router '),
+  ],
+)
+def test_bad_fields_are_named(router, fields, message):
+  with pytest.raises(UserError) as error:
+    make(router, **fields)
+  assert str(error.value).startswith(f'config.model.moe.{message}')
