@@ -12,11 +12,14 @@ quickstart: $(READY)
 	$(BIN)/python train.py --config=configs/quickstart.py:soft --workdir=$(QUICKSTART)/soft
 	$(BIN)/python -m softmoe.tables.results $(QUICKSTART)/vit $(QUICKSTART)/soft
 
+# A file is one worker's, so that its runs share what they compile and train.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check
