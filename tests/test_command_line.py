@@ -172,13 +172,14 @@ def test_eval_prints_the_accuracy_of_the_result_alone(finished, call):
   assert (evaluated.returncode, evaluated.stderr) == (0, '')
   (line,) = evaluated.stdout.splitlines()
   result = json.loads(done.stdout)
+  moe = ('dispatch_max', 'combine_max', 'executed', 'flops')
+  names = ('loss', 'accuracy', 'examples', *(f'moe/{name}' for name in moe))
   assert json.loads(line) == {
     'step': 8,
     'split': 'test[:100]',
-    'loss': result['loss'],
-    'accuracy': result['accuracy'],
-    'examples': 100,
+    **{name: result[name] for name in names},
   }
+  assert result['examples'] == 100
 
 
 @pytest.mark.slow
