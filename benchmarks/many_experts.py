@@ -2,7 +2,7 @@
 
 python benchmarks/many_experts.py
 
-Times forward plus backward of one layer of width 192 on 32 images of 256
+Times forward plus backward of one layer of width 192 on 128 images of 256
 tokens, with 8 to 1,024 experts that share 1,024 slots an image. Soft MoE mixes
 within an image; Tokens Choice (k = 1) and Experts Choice route 8 images
 together, with a capacity factor of 4. More experts are more weights: `weights`
@@ -21,10 +21,10 @@ from jax import numpy as jnp
 
 from softmoe.moe import experts, experts_choice, layer, mlp, soft, tokens_choice
 
-IMAGES, GROUP, TOKENS = 32, 8, 256
+IMAGES, GROUP, TOKENS = 128, 8, 256
 WIDTH, HIDDEN, SLOTS = 192, 768, 1024
 NUM_EXPERTS = (8, 32, 128, 512, 1024)
-ROUNDS = 5
+ROUNDS = 4
 
 
 def main() -> None:

@@ -276,6 +276,8 @@ checkpoints.save(10, {'params': jnp.ones(2)})
 checkpoints.wait()
 large = np.random.default_rng(0).bytes(2**26)  # takes a while to write
 checkpoints.save(20, {'params': jnp.frombuffer(large, 'uint8')})
+while len(os.listdir(sys.argv[1])) < 2:
+  pass  # until it has begun to write
 os._exit(9)
 """
 
