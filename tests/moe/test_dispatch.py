@@ -5,9 +5,10 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
-from softmoe.moe import dispatch, routing
+from softmoe.moe import dispatch, execution, experts, routing
 
 # Groups, tokens, experts, capacity, width.
 SHAPES = [(2, 7, 3, 2, 4), (1, 1, 1, 1, 3), (3, 5, 4, 5, 2), (2, 4, 6, 1, 5)]
@@ -112,3 +113,47 @@ def test_slots_have_the_type_of_the_tokens():
   assert slots.dtype == dispatch.combine(slots, weights).dtype == jnp.bfloat16
   back = dispatch.scatter(dispatch.gather(x, kept), kept, 3)
   assert back.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_one_hot_weights_move_the_same_rows(shape):
+  g, m, e, capacity, d = shape
+  rng = np.random.default_rng(0)
+  gates, priority = map(jnp.asarray, draw(rng, g, m, e))
+  x = jnp.asarray(rng.normal(size=(g, m, d)), jnp.float32)
+  kept = dispatch.keep(routing.Assignment(gates, priority), capacity)
+  slots = dispatch.as_slots(kept, m)
+  filled = jnp.swapaxes(kept.filled, 0, 1)[..., None]
+  rows = jnp.where(filled, dispatch.gather(x, kept), 0)
+  dense = dispatch.dispatch(x, slots.dispatch)
+  np.testing.assert_allclose(dense, rows, rtol=1e-6)
+  np.testing.assert_allclose(
+    dispatch.combine(dense, slots.combine),
+    dispatch.scatter(rows, kept, m),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('limit', [0, 2**16])
+def test_a_tpu_takes_one_hot_weights_for_small_groups(monkeypatch, limit):
+  calls = []
+  as_slots = dispatch.as_slots
+  monkeypatch.setattr(execution.sharding, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(execution, 'ONE_HOT_LIMIT', limit)
+  monkeypatch.setattr(
+    dispatch, 'as_slots', lambda *args: calls.append(1) or as_slots(*args)
+  )
+  stack = experts.Experts(
+    lambda rngs: nnx.Linear(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0)
+  )
+  gates, priority = draw(np.random.default_rng(0), 2, 7, 3)
+  routed = routing.Assignment(
+    jnp.asarray(gates), jnp.asarray(priority), capacity=2
+  )
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 4)), jnp.float32)
+  y = execution.run(routed, x, stack, None, 'auto').y
+  assert bool(calls) == bool(limit)
+  monkeypatch.undo()
+  expected = execution.run(routed, x, stack, None, 'auto').y
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
