@@ -149,8 +149,7 @@ class Config:
   label_smoothing: float = 0.0
   mixup: float = 0.0  # alpha of the beta distribution; 0: off
   ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
-  mesh: str = 'data:-1,expert:1'
-  fsdp: bool = False  # shard dense weights over the data axis too
+  mesh: str = 'data:-1'  # sizes by axis: 'data', 'fsdp' and 'expert'
   log_every: int = 50
   eval_every: int = 0  # steps; 0: at the end only
   model: ModelConfig = ModelConfig()

@@ -45,6 +45,16 @@ class Experiment:
     leaves = jax.tree.leaves(self.abstract_params)
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
+  def init_params(self) -> Params:
+    """Returns fresh parameters as nested dicts, each where it belongs."""
+    # The compiler, knowing the places of the results, lets every device draw no
+    # more than its part of them.
+    make: Any = jax.sharding.auto_axes(
+      lambda: _draw(self.config, nnx.Rngs(self.config.seed)),
+      out_sharding=jax.tree.map(lambda w: w.sharding, self.abstract_params),
+    )
+    return make()
+
 
 def build(
   config: config_lib.Config, devices: Sequence[jax.Device] | None = None
@@ -64,8 +74,8 @@ def build(
   jax.set_mesh(mesh)
   check(config, mesh)
   abstract_model = jax.eval_shape(lambda: make_model(config, nnx.Rngs(0)))
-  abstract_params = sharding.abstract(
-    lambda: init_params(config, nnx.Rngs(0)), mesh
+  abstract_params = _place(
+    config, sharding.abstract(lambda: _draw(config, nnx.Rngs(0)), mesh)
   )
   schedule = schedules.make_schedule(
     config.optimizer.schedule, config.optimizer.learning_rate, config.steps
@@ -107,11 +117,12 @@ def steered(model: vit.ViT) -> dict[str, Any]:
   )
 
 
-def init_params(config: config_lib.Config, rngs: nnx.Rngs) -> Params:
-  """Returns fresh parameters as nested dicts, each where it belongs."""
-  params = nnx.to_pure_dict(nnx.state(make_model(config, rngs), nnx.Param))
-  if not config.fsdp:
-    return params
+def _draw(config: config_lib.Config, rngs: nnx.Rngs) -> Params:
+  return nnx.to_pure_dict(nnx.state(make_model(config, rngs), nnx.Param))
+
+
+def _place(config: config_lib.Config, params: Params) -> Params:
+  """Returns shapes and places with every weight split over `fsdp` too."""
   skip = lambda name: int(config.model.scan and name == 'blocks')
   return {name: sharding.fsdp(w, skip(name)) for name, w in params.items()}
 

@@ -122,7 +122,7 @@ def _plain(config: config_lib.Config) -> config_lib.Config:
 
 
 def _one_device_mesh() -> jax.sharding.Mesh:
-  return jax.make_mesh((1, 1), sharding.AXES, devices=jax.devices()[:1])
+  return sharding.make_mesh('data:1', jax.devices()[:1])
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float | None:

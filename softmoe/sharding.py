@@ -1,8 +1,9 @@
 """The device mesh and where arrays live on it.
 
-The mesh has two axes. `data` splits the batch alone; `expert` splits the batch
-and the experts. Axes are explicit: an array's type says how it is split, and
-the compiler adds no movement of its own.
+The mesh has three axes, and the batch is split over all of them. `data` splits
+nothing else; `fsdp` splits every weight too, to be gathered where it is used;
+`expert` splits the experts too. Axes are explicit: an array's type says how it
+is split, and the compiler adds no movement of its own.
 """
 
 import math
@@ -16,13 +17,13 @@ from softmoe.errors import UserError
 
 P = jax.P
 
-AXES = ('data', 'expert')
+AXES = ('data', 'fsdp', 'expert')
 
 
 def make_mesh(
   spec: str, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """Returns the mesh that a string such as 'data:2,expert:4' describes.
+  """Returns the mesh that a string such as 'data:2,fsdp:4' describes.
 
   Args:
     spec: sizes by axis name; one may be -1, which takes the devices that the
@@ -52,7 +53,9 @@ def _parse(spec: str) -> dict[str, int]:
     valid = axis in AXES and (size == '-1' or (size.isdigit() and int(size)))
     if not valid:
       raise UserError(
-        'config.mesh', spec, "'data:N,expert:M' with N, M >= 1, or -1 to fill"
+        'config.mesh',
+        spec,
+        f'NAME:SIZE,..., NAME one of {AXES}, SIZE at least 1, or -1 to fill',
       )
     sizes[axis] = int(size)
   if len({item.partition(':')[0] for item in items}) < len(items):
@@ -112,6 +115,11 @@ def num_devices() -> int:
   return jax.sharding.get_abstract_mesh().size
 
 
+def axis_size(axis: str) -> int:
+  """Returns the size of an axis of the mesh in force; 1 if it has none."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
 def flatten(x: jax.Array, rank: int) -> jax.Array:
   """Merges all axes but the last `rank`, of which the first may be split."""
   shape = (-1, *x.shape[x.ndim - rank :])
@@ -131,47 +139,107 @@ def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   return y if x.ndim == 3 else jnp.reshape(y, shape, out_sharding=P(*spec))
 
 
-def gather(module: Any) -> Any:
-  """Returns a module whose weights are whole along `data`, ready to compute.
+def gather(module: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
+  """Returns a module whose weights are whole along `fsdp`, ready to compute.
 
-  The inverse of `fsdp`, applied to one block at a time. Its gradient scatters.
+  The inverse of `fsdp`, applied to one block at a time. The gradient of a
+  matrix, which must meet a batch that is split over the whole mesh in nothing
+  but a matmul, is scattered while it is summed.
+
+  Args:
+    module: any pytree of arrays.
+    dtype: that the split weights are used in; only then may they be cast to it
+      before they travel. None: they travel as they are.
   """
-  if not is_explicit('data'):
+  if not is_explicit('fsdp'):
     return module
-  return jax.tree.map(
-    lambda w: jax.reshard(
-      w, P(*(_without(axes, 'data') for axes in jax.typeof(w).sharding.spec))
-    ),
-    module,
+  return jax.tree.map(lambda w: _gather(w, dtype), module)
+
+
+def _gather(w: jax.Array, dtype: jax.typing.DTypeLike | None) -> jax.Array:
+  spec = jax.typeof(w).sharding.spec
+  if 'fsdp' not in spec:
+    return w
+  w = w if dtype is None else w.astype(dtype)
+  if w.ndim != 2:
+    return jax.reshard(w, _whole(spec))
+  # 'Reduced' weights get gradients that are still partial sums, on every
+  # device of its own rows: otherwise they would be summed before the split.
+  axes = set(jax.sharding.get_abstract_mesh().axis_names)
+  part, whole = P(*spec, reduced=axes - {'fsdp'}), P(None, None, reduced=axes)
+  collect = lambda w: jax.lax.all_gather(
+    w, 'fsdp', axis=spec.index('fsdp'), tiled=True, to='reduced'
   )
+  gather = jax.shard_map(collect, in_specs=part, out_specs=whole)
+  return gather(jax.reshard(w, part))
+
+
+def local_weights(
+  module: Any, specs: Any, dtype: jax.typing.DTypeLike | None = None
+) -> Any:
+  """Does what `gather` does, inside a `jax.shard_map` with these `in_specs`.
+
+  The weights come out as varying over the whole mesh, so that their gradients
+  are summed once, by the devices that share them.
+  """
+  axes = jax.sharding.get_abstract_mesh().axis_names
+
+  def collect(w: jax.Array, spec: jax.P) -> jax.Array:
+    shared = tuple(a for a in axes if not any(a in _names(s) for s in spec))
+    w = jax.lax.pcast(w, shared, to='varying')
+    if 'fsdp' not in spec:
+      return w
+    w = w if dtype is None else w.astype(dtype)
+    return jax.lax.all_gather(w, 'fsdp', axis=spec.index('fsdp'), tiled=True)
+
+  return jax.tree.map(collect, module, specs)
+
+
+def keep_parts(primitive: Any, *_, **params: Any) -> bool:
+  """A `jax.checkpoint` policy: keeps everything but gathered weights.
+
+  Without it the backward pass would find the weights of all blocks whole.
+  """
+  return 'fsdp' not in params.get('axis_name', ())
 
 
 def fsdp(params: Any, skip: int = 0) -> Any:
-  """Splits every weight over `data`, along its longest axis that divides.
+  """Returns the places that split every weight over the mesh axis `fsdp`.
 
-  Axes that are split already (those of experts) stay as they are, and so do
-  the first `skip` axes: those of a `scan`. Vectors stay whole.
+  It is split along its longest axis that divides. Axes that are split already
+  (those of experts) stay as they are, and so do the first `skip` axes: those
+  of a `scan`. Vectors stay whole.
+
+  Args:
+    params: pytree of shapes, types and places; see `abstract`.
+    skip: number of axes.
   """
-  size = jax.sharding.get_abstract_mesh().shape['data']
-  return jax.tree.map(
-    lambda w: jax.reshard(w, _fsdp_spec(w, size, skip)), params
-  )
+
+  def split(w: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    place: Any = w.sharding
+    size = place.mesh.shape['fsdp']
+    spec = list(place.spec) + [None] * (w.ndim - len(place.spec))
+    free = [i for i, axes in enumerate(spec) if axes is None and i >= skip]
+    fits = [i for i in free if w.shape[i] % size == 0 and w.shape[i] >= size]
+    if size > 1 and fits and w.ndim > skip + 1:
+      spec[max(fits, key=lambda i: w.shape[i])] = 'fsdp'
+    return w.update(sharding=place.update(spec=P(*spec)))
+
+  return jax.tree.map(split, params)
 
 
-def _fsdp_spec(w: jax.Array, size: int, skip: int) -> jax.P:
-  spec = list(jax.typeof(w).sharding.spec)
-  free = [i for i, axes in enumerate(spec) if axes is None and i >= skip]
-  fits = [i for i in free if w.shape[i] % size == 0 and w.shape[i] >= size]
-  if fits and w.ndim > skip + 1:
-    spec[max(fits, key=lambda i: w.shape[i])] = 'data'
-  return P(*spec)
+def _whole(spec: jax.P) -> jax.P:
+  return P(*(_without(axes, 'fsdp') for axes in spec))
 
 
 def _without(axes: Any, axis: str) -> Any:
   """Returns one entry of a PartitionSpec without the mesh axis `axis`."""
-  names = axes if isinstance(axes, tuple) else (axes,)
-  kept = tuple(a for a in names if a not in (axis, None))
-  return kept or None
+  return tuple(a for a in _names(axes) if a != axis) or None
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+  """Returns the mesh axes in one entry of a PartitionSpec."""
+  return axes if isinstance(axes, tuple) else (axes,) if axes else ()
 
 
 def reshape(x: jax.Array, *shape: int) -> jax.Array:

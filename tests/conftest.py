@@ -1,6 +1,7 @@
 """Eight fake CPU devices, no silent broadcasting, shapes checked."""
 
 import contextlib
+import math
 import os
 
 import jax
@@ -28,12 +29,13 @@ def no_mesh():
 
 @pytest.fixture
 def mesh():
-  """Returns a function that puts a mesh of (data, expert) devices in force."""
+  """Returns a function that puts a mesh of so many devices in force."""
   with contextlib.ExitStack() as stack:
 
-    def enter(data, expert):
-      devices = jax.devices()[: data * expert]
-      mesh = jax.make_mesh((data, expert), sharding.AXES, devices=devices)
+    def enter(data, expert=1, fsdp=1):
+      sizes = (data, fsdp, expert)
+      devices = jax.devices()[: math.prod(sizes)]
+      mesh = jax.make_mesh(sizes, sharding.AXES, devices=devices)
       stack.enter_context(jax.set_mesh(mesh))
       return mesh
 

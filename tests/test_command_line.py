@@ -92,7 +92,7 @@ def assert_refused(done, *words):
       ['--config.optimizer.learning_rate=fast'],
       ['config.optimizer.learning_rate=fast', 'float'],
     ),
-    (['--config.fsdp=perhaps'], ['config.fsdp=perhaps', 'oolean']),
+    (['--config.model.scan=perhaps'], ['config.model.scan=perhaps', 'oolean']),
     (['--wrkdir=x'], ["'wrkdir'", 'workdir']),
     (['--workdir='], ['give --workdir=DIRECTORY']),
     (['--cpu_devices=-1'], ['cpu_devices']),

@@ -80,7 +80,7 @@ def test_int_serves_as_float_at_any_depth(path, value, expected):
     ('steps', '5', "config.steps: got '5'; a value of type int"),
     ('steps', 5.0, 'config.steps: got 5.0; a value of type int'),
     ('steps', True, 'config.steps: got True; a value of type int'),
-    ('fsdp', 1, 'config.fsdp: got 1; a value of type bool'),
+    ('mesh', 1, 'config.mesh: got 1; a value of type str'),
     ('name', None, 'config.name: got None; a value of type str'),
     ('model', 3, 'config.model: got 3; a value of type ModelConfig'),
     (

@@ -87,7 +87,7 @@ SHRUNK = {shrink(load(*case)): ':'.join(case) for case in ALL}
 def one_device():
   """Puts a mesh in force, which `build` replaces, and takes it away."""
   device = jax.devices()[:1]
-  with jax.set_mesh(jax.make_mesh((1, 1), sharding.AXES, devices=device)):
+  with jax.set_mesh(sharding.make_mesh('data:1', device)):
     yield device
 
 

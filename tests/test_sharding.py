@@ -10,32 +10,37 @@ from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.errors import UserError
+from softmoe.moe.layer import SoftMoE
 
 P = jax.P
 
 
 @pytest.mark.parametrize(
-  'spec, data, expert',
+  'spec, sizes',
   [
-    ('data:2,expert:4', 2, 4),
-    ('expert:4,data:2', 2, 4),
-    ('data:-1,expert:1', 8, 1),
-    ('data:-1,expert:2', 4, 2),
-    ('expert:-1', 1, 8),
-    ('data:8', 8, 1),
-    ('data:8,expert:-1', 8, 1),
+    ('data:2,expert:4', (2, 1, 4)),
+    ('expert:4,data:2', (2, 1, 4)),
+    ('data:2,fsdp:2,expert:2', (2, 2, 2)),
+    ('expert:2,fsdp:4', (1, 4, 2)),
+    ('data:-1,expert:1', (8, 1, 1)),
+    ('data:-1,expert:2', (4, 1, 2)),
+    ('data:2,fsdp:-1,expert:2', (2, 2, 2)),
+    ('expert:-1', (1, 1, 8)),
+    ('fsdp:-1', (1, 8, 1)),
+    ('data:8', (8, 1, 1)),
+    ('data:8,expert:-1', (8, 1, 1)),
   ],
 )
-def test_mesh_string(spec, data, expert):
+def test_mesh_string(spec, sizes):
   mesh = sharding.make_mesh(spec)
-  assert dict(mesh.shape) == {'data': data, 'expert': expert}
-  assert mesh.axis_names == ('data', 'expert')
+  assert mesh.axis_names == ('data', 'fsdp', 'expert')
+  assert mesh.devices.shape == sizes
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
 
 
 def test_mesh_of_some_devices():
   mesh = sharding.make_mesh('data:-1,expert:2', jax.devices()[4:])
-  assert mesh.devices.shape == (2, 2)
+  assert mesh.devices.shape == (2, 1, 2)
   assert set(mesh.devices.flat) == set(jax.devices()[4:])
 
 
@@ -46,13 +51,13 @@ def test_mesh_of_some_devices():
     ('data:-1,expert:3', 'sizes whose product is 8, the device count'),
     ('data:-1,expert:-1', 'at most one size of -1'),
     ('data:16,expert:-1', 'sizes whose product is 8, the device count'),
-    ('', "'data:N,expert:M'"),
-    ('model:8', "'data:N,expert:M'"),
-    ('data', "'data:N,expert:M'"),
-    ('data:0', "'data:N,expert:M'"),
-    ('data:-2', "'data:N,expert:M'"),
-    ('data:2.5', "'data:N,expert:M'"),
-    ('data:8,', "'data:N,expert:M'"),
+    ('', 'NAME:SIZE,...'),
+    ('model:8', 'NAME:SIZE,...'),
+    ('data', 'NAME:SIZE,...'),
+    ('data:0', 'NAME:SIZE,...'),
+    ('data:-2', 'NAME:SIZE,...'),
+    ('data:2.5', 'NAME:SIZE,...'),
+    ('data:8,', 'NAME:SIZE,...'),
     ('data:2,data:8', 'each axis once'),
   ],
 )
@@ -64,10 +69,10 @@ def test_bad_mesh_string_is_named(spec, expected):
 
 def spec_of(x):
   """Returns the placement without its trailing Nones."""
-  spec = list(x.sharding.spec)
+  spec = list(x.sharding.spec.partitions)
   while spec and spec[-1] is None:
     spec.pop()
-  return P(*spec)
+  return P(*spec, reduced=x.sharding.spec.reduced)
 
 
 def placed(shape, *spec):
@@ -84,11 +89,12 @@ def test_nothing_moves_without_a_mesh():
 
 
 def test_nothing_moves_with_automatic_axes():
-  auto = (jax.sharding.AxisType.Auto,) * 2
-  mesh = jax.make_mesh((2, 4), sharding.AXES, axis_types=auto)
+  auto = (jax.sharding.AxisType.Auto,) * 3
+  mesh = jax.make_mesh((2, 1, 4), sharding.AXES, axis_types=auto)
   with jax.set_mesh(mesh):
     x = jnp.ones((8, 3))
     assert sharding.by_expert(x) is x
+    assert sharding.gather(x) is x
     assert sharding.reshape(x, 3, 1).shape == (8, 3, 1)
 
 
@@ -140,24 +146,41 @@ def test_flatten_and_back_keep_the_split(mesh, leading, axes):
   np.testing.assert_array_equal(y, x[..., :4])
 
 
-def test_gather_gives_up_data_alone(mesh):
-  mesh(2, 4)
+def test_gather_gives_up_fsdp_alone(mesh):
+  mesh(2, 2, 2)
   module = {
-    'expert': placed((4, 6, 2), 'expert', 'data'),
-    'dense': placed((3, 6), None, 'data'),
-    'both': placed((8,), ('data', 'expert')),
+    'expert': placed((4, 6, 2), 'expert', 'fsdp'),
+    'matrix': placed((3, 6), None, 'fsdp'),
+    'dense': placed((3, 6, 2), None, None, 'fsdp'),
+    'other': placed((8,), 'data'),
   }
   whole = sharding.gather(module)
   assert {k: spec_of(v) for k, v in whole.items()} == {
     'expert': P('expert'),
+    'matrix': P(reduced={'data', 'fsdp', 'expert'}),
     'dense': P(),
-    'both': P('expert'),
+    'other': P('data'),
   }
-  jax.tree.map(np.testing.assert_array_equal, whole, module)
+  for name, w in whole.items():
+    np.testing.assert_array_equal(np.asarray(w), module[name])
+
+
+def test_gather_casts_what_travels(mesh):
+  mesh(2, 2, 2)
+  module = {'split': placed((4, 6), 'fsdp'), 'whole': jnp.ones((6,))}
+  types = {k: v.dtype for k, v in sharding.gather(module, 'bfloat16').items()}
+  assert types == {'split': jnp.bfloat16, 'whole': jnp.float32}
+
+
+def split(weights, skip=0):
+  """Returns how `fsdp` would split each array."""
+  mesh = jax.sharding.get_mesh()
+  shapes = sharding.abstract(lambda: weights, mesh)
+  return {k: spec_of(v) for k, v in sharding.fsdp(shapes, skip).items()}
 
 
 def test_fsdp_splits_the_longest_axis_that_divides(mesh):
-  mesh(4, 2)
+  mesh(1, 2, 4)
   weights = {
     'longest': jnp.ones((4, 8)),
     'that divides': jnp.ones((8, 9)),
@@ -166,32 +189,25 @@ def test_fsdp_splits_the_longest_axis_that_divides(mesh):
     'scalar': jnp.ones(()),
     'experts': placed((2, 4, 8), 'expert'),
   }
-  assert {k: spec_of(v) for k, v in sharding.fsdp(weights).items()} == {
-    'longest': P(None, 'data'),
-    'that divides': P('data'),
+  assert split(weights) == {
+    'longest': P(None, 'fsdp'),
+    'that divides': P('fsdp'),
     'none divides': P(),
     'vector': P(),
     'scalar': P(),
-    'experts': P('expert', None, 'data'),
+    'experts': P('expert', None, 'fsdp'),
   }
 
 
 def test_fsdp_leaves_the_axis_of_a_scan(mesh):
-  mesh(4, 2)
+  mesh(1, 2, 4)
   weights = {'matrix': jnp.ones((8, 4, 4)), 'vector': jnp.ones((8, 4))}
-  split = sharding.fsdp(weights, skip=1)
-  assert spec_of(split['matrix']) == P(None, 'data')
-  assert spec_of(split['vector']) == P()
+  assert split(weights, skip=1) == {'matrix': P(None, 'fsdp'), 'vector': P()}
 
 
-def test_gather_inverts_fsdp(mesh):
+def test_one_shard_is_no_split(mesh):
   mesh(4, 2)
-  weights = {'dense': jnp.ones((4, 8)), 'expert': placed((2, 4, 8), 'expert')}
-  whole = sharding.gather(sharding.fsdp(weights))
-  assert {k: spec_of(v) for k, v in whole.items()} == {
-    'dense': P(),
-    'expert': P('expert'),
-  }
+  assert split({'matrix': jnp.ones((4, 8))}) == {'matrix': P()}
 
 
 def test_split_batch_keeps_rows_on_their_devices(mesh):
@@ -219,70 +235,51 @@ def test_reshape_keeps_the_first_axis_and_its_split(mesh):
 
 def test_batch_spec_is_every_axis(mesh):
   mesh(2, 4)
-  assert sharding.batch_spec() == P(('data', 'expert'))
+  assert sharding.batch_spec() == P(('data', 'fsdp', 'expert'))
 
 
-def soft_vit(scan, fsdp):
+def params_of(scan, mesh):
   config = config_lib.default()
-  config.mesh, config.fsdp = 'data:2,expert:2', fsdp
-  config.data.update(batch_size=4, eval_batch_size=4, num_classes=4)
+  config.mesh = mesh
+  config.data.update(batch_size=8, eval_batch_size=8, num_classes=4)
   config.model.update(patch_size=(4, 4), width=16, mlp_dim=32, num_heads=2)
   config.model.update(qk_norm=True, scan=scan, depth=4 if scan else 2)
   config.model.moe.update(blocks=(2, 3) if scan else (1,), num_experts=4)
-  return config_lib.parse(config)
-
-
-def loss_and_gradients(config):
-  """Returns loss, gradients and parameters on the config's mesh."""
-  experiment = experiment_lib.build(config, jax.devices()[:4])
-  rng = np.random.default_rng(0)
-  draw = lambda shape: jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
-  params = jax.tree.map(
-    lambda w: jax.device_put(draw(w.shape), w.sharding.spec),
-    experiment.abstract_params,
-  )
-  images = jax.device_put(draw((4, 8, 8, 1)), sharding.batch_spec())
-
-  def loss(params):
-    logits, _ = nnx.merge(experiment.graphdef, params)(images)
-    return jnp.sum(jnp.square(logits))
-
-  value, gradients = jax.jit(jax.value_and_grad(loss))(params)
-  return value, gradients, params
-
-
-def test_fsdp_changes_places_and_no_number(mesh):
-  mesh(2, 2)  # `build` replaces it; the fixture takes it away
-  plain = loss_and_gradients(soft_vit(scan=True, fsdp=False))
-  split = loss_and_gradients(soft_vit(scan=True, fsdp=True))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    split[:2],
-    plain[:2],
-  )
-  same = lambda a, b: a.sharding.spec == b.sharding.spec
-  assert jax.tree.all(jax.tree.map(same, split[1], split[2]))
+  return experiment_lib.build(config_lib.parse(config)).abstract_params
 
 
 @pytest.mark.parametrize('scan', [False, True])
-def test_fsdp_splits_kernels_in_two_and_experts_in_four(mesh, scan):
-  mesh(2, 2)
-  config = soft_vit(scan, fsdp=True)
-  params = experiment_lib.build(config, jax.devices()[:4]).abstract_params
+def test_fsdp_splits_kernels_in_two_and_experts_in_eight(mesh, scan):
+  mesh(2, 4)  # `build` replaces it; the fixture takes it away
+  params = params_of(scan, 'fsdp:2,expert:4')
   block = params['blocks'][len(params['blocks']) - 1]
   parts = lambda w: w.size // np.prod(w.sharding.shard_shape(w.shape))
   assert parts(block['attention']['query']['kernel']) == 2
   assert parts(block['mlp']['router']['phi']) == 2
-  assert parts(block['mlp']['experts']['stacked']['up']['kernel']) == 4
-  assert parts(block['mlp']['experts']['stacked']['up']['bias']) == 4
+  assert parts(block['mlp']['experts']['stacked']['up']['kernel']) == 8
+  assert parts(block['mlp']['experts']['stacked']['up']['bias']) == 8
   assert parts(block['attention_norm']['scale']) == 1
   assert parts(params['head']['kernel']) == 2
 
 
 def test_experts_are_split_without_fsdp(mesh):
-  mesh(2, 2)
-  config = soft_vit(scan=True, fsdp=False)
-  params = experiment_lib.build(config, jax.devices()[:4]).abstract_params
+  mesh(2, 4)
+  params = params_of(True, 'data:2,expert:4')
   stacked = params['blocks'][1]['mlp'].pop('experts')
   assert {w.sharding.spec[1] for w in jax.tree.leaves(stacked)} == {'expert'}
   assert {spec_of(w) for w in jax.tree.leaves(params)} == {P()}
+
+
+@pytest.mark.parametrize('axes', [('data', 'expert'), ('expert',)])
+def test_a_layer_needs_the_axis_of_the_experts_alone(axes):
+  layer = SoftMoE(4, num_experts=4, rngs=nnx.Rngs(0))
+  x = np.random.default_rng(0).normal(size=(8, 3, 4)).astype('f')
+  x = jnp.asarray(x)
+  alone, _ = layer(x)
+  sizes = (2, 4)[-len(axes) :]
+  devices = jax.devices()[: np.prod(sizes)]
+  with jax.set_mesh(jax.make_mesh(sizes, axes, devices=devices)):
+    split = SoftMoE(4, num_experts=4, rngs=nnx.Rngs(0))
+    assert spec_of(split.experts.stacked.up.kernel[...]) == P('expert')
+    y, _ = jax.jit(lambda layer, x: layer(x))(split, jax.device_put(x, P(axes)))
+  np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-6)

@@ -119,7 +119,7 @@ class Block(nnx.Module):
   def __init__(
     self, config: config_lib.ModelConfig, *, moe: bool, rngs: nnx.Rngs
   ):
-    self.dropout = config.dropout
+    self.dropout, self.dtype = config.dropout, jnp.dtype(config.dtype)
     self.attention_norm = layer_norm(config, config.width, rngs=rngs)
     self.attention = Attention(config, qk_norm=config.qk_norm, rngs=rngs)
     self.mlp_norm = layer_norm(config, config.width, rngs=rngs)
@@ -145,17 +145,16 @@ class Block(nnx.Module):
       mask: False where an image only fills the batch up.
     """
     keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-    block = sharding.gather(self)
-    y = block.attention_norm(x)
-    y = block.attention(y, y)
+    y = self.attention_norm(x)
+    y = sharding.gather(self.attention, self.dtype)(y, y)
     x = x + self._drop(y, drop_path, keys[0], keys[1])
-    y, aux = block.mlp_norm(x), {}
-    if isinstance(block.mlp, layer.MoE):
+    y, aux = self.mlp_norm(x), {}
+    if isinstance(self.mlp, layer.MoE):
       if mask is not None:
         mask = jnp.broadcast_to(mask[:, None], x.shape[:2])
-      y, aux = block.mlp(y, mask, key=keys[4])
+      y, aux = self.mlp(y, mask, key=keys[4])
     else:
-      y = block.mlp(y)
+      y = sharding.gather(self.mlp, self.dtype)(y)
     return x + self._drop(y, drop_path, keys[2], keys[3]), aux
 
   def _drop(self, y, drop_path, dropout_key, path_key):

@@ -9,6 +9,7 @@ Axes: `b` images, `n` tokens, `d` width, `c` classes.
 import itertools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -133,18 +134,20 @@ class ViT(nnx.Module):
   ) -> tuple[Float[Array, 'b d'], dict[str, Any]]:
     """Returns what the head sees: the pooled, normalised tokens, and `aux`."""
     keys = [None] * 2 if key is None else list(jax.random.split(key))
-    x = sharding.gather(self.patches)(images)
+    dtype = jnp.dtype(self.config.dtype)
+    x = sharding.gather(self.patches, dtype)(images)
     if self.config.dropout:
       x = blocks.dropout(x, self.config.dropout, keys[0], x.shape)
     x, aux = self._apply_blocks(x, keys[1], mask)
     x = self._pool(sharding.gather(self.norm)(x))
     if self.pre_logits is not None:
-      x = jnp.tanh(sharding.gather(self.pre_logits)(x))
+      x = jnp.tanh(sharding.gather(self.pre_logits, dtype)(x))
     return x, aux
 
   def _pool(self, x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
     if self.map_head is not None:
-      return sharding.gather(self.map_head)(x)
+      dtype = jnp.dtype(self.config.dtype)
+      return sharding.gather(self.map_head, dtype)(x)
     return x[:, 0] if self.config.pool == 'token' else jnp.mean(x, axis=1)
 
   def _apply_blocks(
@@ -156,9 +159,9 @@ class ViT(nnx.Module):
     """Runs the blocks in order, a stack of equal ones by one `scan`."""
     rates, keys = self._drop_path_rates(), self._block_keys(key)
     part = lambda values, i: None if values is None else values[i]
-    apply = lambda block, x, rate, key: block(x, rate, key, mask)
-    if self.config.remat:
-      apply = jax.checkpoint(apply)
+    apply = self._checkpoint(
+      lambda block, x, rate, key: block(x, rate, key, mask)
+    )
     auxes, start = [], 0
     for block, (_, length) in zip(self.blocks, runs(self.config), strict=True):
       stop = start + length
@@ -175,6 +178,16 @@ class ViT(nnx.Module):
       auxes += [aux] if aux else []
       start = stop
     return x, merge_aux(auxes)
+
+  def _checkpoint(self, apply: Callable) -> Callable:
+    """Returns `apply`, whose backward pass finds no more than it should."""
+    if self.config.remat:
+      return jax.checkpoint(apply, prevent_cse=not self.config.scan)
+    if sharding.axis_size('fsdp') == 1:
+      return apply
+    return jax.checkpoint(
+      apply, prevent_cse=not self.config.scan, policy=sharding.keep_parts
+    )
 
   def _drop_path_rates(self) -> Float[Array, ' depth'] | None:
     rate = self.config.drop_path

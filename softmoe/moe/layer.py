@@ -214,26 +214,25 @@ def _on_mesh(apply: Callable) -> Callable:
   """Returns `apply` on every device with the examples that it holds."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = mesh.axis_names
-  local = functools.partial(
+  apply = functools.partial(
     apply, axes=axes, axis='expert' if mesh.shape['expert'] > 1 else None
   )
 
-  def run(router, experts, shared, tokens, options):
-    # Seen as varying everywhere, weights get their gradients summed once.
-    router, shared, options = jax.lax.pcast(
-      (router, shared, options), axes, to='varying'
-    )
-    others = tuple(a for a in axes if a != 'expert')
-    experts = jax.lax.pcast(experts, others, to='varying')
-    return local(router, experts, shared, tokens, options)
-
   def call(router, experts, shared, tokens, options):
+    experts = jax.tree.map(sharding.by_expert, experts)
+    weights = router, experts, shared, options
+    specs = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, weights)
+    dtype_of = lambda module: getattr(module, 'dtype', None)
+    dtypes = None, dtype_of(experts.stacked), dtype_of(shared), None
+
+    def run(weights, tokens):
+      *modules, options = map(sharding.local_weights, weights, specs, dtypes)
+      return apply(*modules, tokens, options)
+
     place = lambda v: jax.reshard(v, P(axes))
     return jax.shard_map(
-      run,
-      in_specs=(P(), P('expert'), P(), P(axes), P()),
-      out_specs=(P(axes), P()),
-    )(router, experts, shared, jax.tree.map(place, tokens), options)
+      run, in_specs=(specs, P(axes)), out_specs=(P(axes), P())
+    )(weights, jax.tree.map(place, tokens))
 
   return call
 

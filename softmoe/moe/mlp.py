@@ -27,6 +27,7 @@ class Mlp(nnx.Module):
     rngs: nnx.Rngs,
   ):
     init = nnx.initializers
+    self.dtype = dtype
     options = dict(
       kernel_init=init.xavier_uniform(),
       bias_init=init.normal(1e-6),

@@ -3,7 +3,6 @@
 from typing import Any, TypedDict
 
 import jax
-from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
@@ -30,12 +29,12 @@ class TrainState(TypedDict):
 
 def init(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the state at step 0; each device makes its own part of it."""
-  return jax.jit(lambda: _init(experiment))()
+  return jax.jit(lambda: create(experiment))()
 
 
 def abstract(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the shapes, types and places of the state, without the arrays."""
-  return sharding.abstract(lambda: _init(experiment), experiment.mesh)
+  return sharding.abstract(lambda: create(experiment), experiment.mesh)
 
 
 def restore_or_init(
@@ -74,9 +73,10 @@ def evaluated(state: TrainState) -> experiment_lib.Params:
   return state['ema'] or state['params']
 
 
-def _init(experiment: experiment_lib.Experiment) -> TrainState:
+def create(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the state at step 0; to be called under `jax.jit`."""
   config = experiment.config
-  params = experiment_lib.init_params(config, nnx.Rngs(config.seed))
+  params = experiment.init_params()
   return {
     'step': jnp.zeros((), jnp.int32),
     'params': params,

@@ -21,7 +21,6 @@ from softmoe.training import checkpoint
 # changes a number that the run computes, but for the order of a sum.
 _FREE = (
   'mesh',
-  'fsdp',
   'log_every',
   'eval_every',
   'checkpoint.',
@@ -59,7 +58,9 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   Raises:
     UserError: there is none, or it is not one.
   """
-  return config_lib.parse(_read_json(workdir / 'config.json'))
+  values = _read_json(workdir / 'config.json')
+  values.pop('fsdp', None)  # of old runs: now an axis of the mesh
+  return config_lib.parse(values)
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:

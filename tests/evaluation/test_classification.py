@@ -75,7 +75,7 @@ def test_images_that_fill_the_batch_up_are_not_routed():
   moe |= dict(model__moe__blocks=(0,), model__moe__group_size=4)
   config = parse(mesh='data:1', model__depth=1, **moe)
   experiment = experiment_lib.build(config, jax.devices()[:1])
-  params = experiment_lib.init_params(config, nnx.Rngs(0))
+  params = experiment.init_params()
   metrics = classification.make_evaluator(experiment, 'test[:100]')(params)
   assert metrics['moe/wanted'] == pytest.approx(1)
   assert 0 < metrics['moe/granted'] <= 1

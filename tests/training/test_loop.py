@@ -87,7 +87,7 @@ def test_a_finished_run_is_told_and_left_alone(finished, capsys):
   ('field', 'value', 'expected'),
   [
     ('mesh', 'data:3', 'product is 8'),
-    ('mesh', 'data:8,model:1', "'data:N,expert:M'"),
+    ('mesh', 'data:8,model:1', 'NAME:SIZE,...'),
     ('model.moe.num_experts', 3, 'divides the 3 experts'),
     ('steps', -1, 'at least 1'),
     ('log_every', 0, 'at least 1'),

@@ -19,23 +19,25 @@ def leaves(state):
 def built(tiny):
   """Returns a function from a mesh and changes of fields to an experiment."""
 
-  def build(data, expert, **changes):
-    config = tiny(mesh=f'data:{data},expert:{expert}', **changes)
-    return experiment_lib.build(config, jax.devices()[: data * expert])
+  def build(data, expert, fsdp=1, **changes):
+    mesh = f'data:{data},fsdp:{fsdp},expert:{expert}'
+    devices = jax.devices()[: data * fsdp * expert]
+    return experiment_lib.build(tiny(mesh=mesh, **changes), devices)
 
   return build
 
 
-def test_every_mesh_starts_from_the_same_state(built):
+@pytest.mark.parametrize('sizes', [(2, 4), (2, 2, 2), (1, 1, 8)], ids=str)
+def test_every_mesh_starts_from_the_same_state(built, sizes):
   one = leaves(state_lib.init(built(1, 1)))
-  eight = leaves(state_lib.init(built(2, 4)))
+  eight = leaves(state_lib.init(built(*sizes)))
   assert one.keys() == eight.keys()
   for name, leaf in one.items():
     np.testing.assert_array_equal(leaf, eight[name], name)
 
 
 def test_abstract_state_is_the_state_without_its_arrays(built):
-  experiment = built(2, 4)
+  experiment = built(2, 2, 2)
   state = leaves(state_lib.init(experiment))
   abstract = leaves(state_lib.abstract(experiment))
   assert state.keys() == abstract.keys()
@@ -46,26 +48,35 @@ def test_abstract_state_is_the_state_without_its_arrays(built):
 
 
 @pytest.mark.parametrize('name', ['adamw', 'adam', 'adafactor', 'sgd'])
-def test_moments_are_where_their_experts_are(built, name):
-  abstract = state_lib.abstract(built(2, 4, optimizer__name=name))
-  stacked = {
-    path: leaf
-    for path, leaf in leaves(abstract).items()
-    if '/experts/' in path and leaf.shape[0] == 8
-  }
-  assert any(path.startswith('params/') for path in stacked)
-  assert any(path.startswith('opt_state/') for path in stacked)
-  for path, leaf in stacked.items():
-    assert leaf.sharding.spec[0] == 'expert', path
+def test_moments_and_average_are_where_their_parameters_are(built, name):
+  abstract = state_lib.abstract(built(2, 2, 2, optimizer__name=name, ema=0.9))
+  params = leaves(abstract['params'])
+  found = 0
+  for path, leaf in leaves(dict(abstract, params={})).items():
+    for name, param in params.items():
+      if path.endswith(f'/{name}') and leaf.shape == param.shape:
+        assert leaf.sharding == param.sharding, path
+        found += 1
+  assert found >= len(params)
 
 
-def test_fsdp_splits_dense_weights_and_their_moments_over_data(built):
-  abstract = leaves(state_lib.abstract(built(2, 4, fsdp=True)))
-  name = 'blocks/0/mlp/up/kernel'
-  for path, leaf in abstract.items():
-    if path.endswith(name):
-      assert 'data' in leaf.sharding.spec, path
-  assert f'params/{name}' in abstract
+@pytest.mark.slow
+@pytest.mark.parametrize('scan', [True, False])
+def test_no_device_makes_more_than_its_part(built, scan):
+  """Nor do the random numbers and the arithmetic in between."""
+  wide = dict(model__width=64, model__mlp_dim=256, model__scan=scan)
+
+  def memory(*sizes):
+    experiment = built(*sizes, **wide)
+    compiled = jax.jit(lambda: state_lib.create(experiment)).lower().compile()
+    return compiled.memory_analysis()
+
+  alone = memory(1, 1)
+  for sizes, most in {(1, 1, 8): 0.15, (1, 8): 0.4, (2, 2, 2): 0.35}.items():
+    split = memory(*sizes)
+    assert split.output_size_in_bytes < most * alone.output_size_in_bytes
+    assert split.temp_size_in_bytes < most * alone.temp_size_in_bytes
+    assert split.peak_memory_in_bytes < most * alone.peak_memory_in_bytes
 
 
 def test_average_starts_as_the_parameters_and_is_what_is_evaluated(built):

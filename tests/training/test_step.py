@@ -35,9 +35,10 @@ def curve(tiny):
   """Returns a function from a mesh and changes to the metrics of 20 steps."""
 
   @functools.cache
-  def train(data, expert, **changes):
-    config = tiny(mesh=f'data:{data},expert:{expert}', **changes)
-    devices = jax.devices()[: data * expert]
+  def train(data, expert, fsdp=1, **changes):
+    mesh = f'data:{data},fsdp:{fsdp},expert:{expert}'
+    config = tiny(mesh=mesh, **changes)
+    devices = jax.devices()[: data * fsdp * expert]
     experiment = experiment_lib.build(config, devices)
     train_step = step_lib.make_train_step(experiment)
     state, metrics = state_lib.init(experiment), []
@@ -61,18 +62,18 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize(
-  'changes',
+  ('sizes', 'parts'),
   [
-    dict(fsdp=True, optimizer__accumulate=2),
-    pytest.param(dict(), marks=pytest.mark.slow),
-    pytest.param(dict(fsdp=True), marks=pytest.mark.slow),
-    pytest.param(dict(optimizer__accumulate=2), marks=pytest.mark.slow),
+    ((2, 2, 2), 2),
+    pytest.param((2, 4), 1, marks=pytest.mark.slow),
+    pytest.param((1, 4, 2), 1, marks=pytest.mark.slow),
+    pytest.param((2, 4), 2, marks=pytest.mark.slow),
   ],
-  ids=lambda changes: ','.join(changes) or 'plain',
+  ids=str,
 )
-def test_eight_devices_give_the_curve_of_one(curve, changes):
-  """However dense weights are placed, in one batch or in micro-batches."""
-  assert_close(curve(2, 4, **changes), curve(1, 1))
+def test_eight_devices_give_the_curve_of_one(curve, sizes, parts):
+  """However weights are placed, in one batch or in micro-batches."""
+  assert_close(curve(*sizes, optimizer__accumulate=parts), curve(1, 1))
 
 
 @pytest.mark.slow

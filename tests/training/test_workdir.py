@@ -71,8 +71,7 @@ def test_a_directory_without_write_permission_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'changes',
   [
-    dict(mesh='data:2,expert:4'),
-    dict(fsdp=True),
+    dict(mesh='data:2,fsdp:2,expert:2'),
     dict(log_every=1, eval_every=7),
     dict(checkpoint__every=3, checkpoint__keep_last=5),
     dict(data__threads=1, data__prefetch=0, data__eval_batch_size=8),
@@ -81,6 +80,13 @@ def test_a_directory_without_write_permission_is_refused(tmp_path, monkeypatch):
 def test_a_run_goes_on_with_what_changes_no_number(tmp_path, changes):
   workdir = owned(tmp_path / 'run')
   workdir_lib.claim(workdir, change(**changes))
+
+
+def test_a_run_goes_on_from_when_fsdp_was_no_axis(tmp_path):
+  workdir = owned(tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  (workdir / 'config.json').write_text(json.dumps(config | {'fsdp': True}))
+  workdir_lib.claim(workdir, change(mesh='fsdp:8'))
 
 
 @pytest.mark.parametrize(
