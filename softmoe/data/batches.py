@@ -3,14 +3,15 @@
 All randomness is attached to a row of one endless stream (shuffle, then repeat,
 then augment) before a process picks its rows. So the global batch of b rows at
 step s is rows s * b to (s + 1) * b of that stream on any number of processes,
-and resuming is to start reading at another row.
+whichever of these rows each of them reads, and resuming is to start reading at
+another row.
 """
 
-import functools
 from collections.abc import Iterator
 
 import grain
 import numpy as np
+from jaxtyping import Integer
 
 from softmoe.config import DataConfig
 from softmoe.data import source as source_lib
@@ -18,6 +19,7 @@ from softmoe.data import sources, transforms
 from softmoe.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Rows = Integer[np.ndarray, ' n']
 
 # "Forever", yet so small that the number of rows fits in 63 bits.
 _EPOCHS = 2**31
@@ -28,23 +30,27 @@ def train_batches(
   *,
   seed: int,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Rows | None = None,
 ) -> Iterator[Batch]:
-  """Returns this process's rows of every global batch from `start_step` on.
+  """Returns some rows of every global batch from `start_step` on.
 
-  Process p of n gets rows p * b/n to (p + 1) * b/n of a global batch of b. The
-  examples are reshuffled in each epoch, and a batch may span two epochs.
+  The examples are reshuffled in each epoch, and a batch may span two epochs.
+
+  Args:
+    config: the checked config.
+    seed: of the order and of the augmentation.
+    start_step: number of batches to leave out.
+    rows: which rows of a batch, such as `prefetch.local_rows` says; None: all.
 
   Returns:
-    An endless iterator over {'image': float32 (b/n, h, w, c), 'label': int32
-    (b/n,)}.
+    An endless iterator over {'image': float32 (n, h, w, c), 'label': int32
+    (n,)}.
 
   Raises:
     UserError: the config, the source or one of its examples is wrong; for an
       example it is raised by the iterator.
   """
-  rows = _local_rows('batch_size', config.batch_size, process_count)
+  rows = _check_rows('batch_size', config.batch_size, rows)
   source = _open(config, config.train_split)
   transform = transforms.train_transform(config)
   order_seed, transform_seed = _seeds(seed)
@@ -57,31 +63,39 @@ def train_batches(
   # A range, since grain spends longer on a source than on the rest together.
   stream = grain.MapDataset.range(len(source)).shuffle(order_seed)
   stream = stream.repeat(_EPOCHS).random_map(load, seed=transform_seed)
-  blocks = stream.batch(rows, batch_fn=functools.partial(_stack, config))
-  first = start_step * process_count + process_index
-  return _read(blocks[first::process_count], config)
+
+  def load_batch(step: int) -> Batch:
+    first = step * config.batch_size
+    return _stack(config, [stream[first + row] for row in rows])
+
+  steps = grain.MapDataset.range(start_step, len(stream) // config.batch_size)
+  return _read(steps.map(load_batch), config)
 
 
 def eval_batches(
   config: DataConfig,
   split: str,
   *,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Rows | None = None,
 ) -> Iterator[Batch]:
-  """Returns this process's rows of one pass over `split`, in order.
+  """Returns some rows of each global batch of one pass over `split`, in order.
 
   The last global batch is filled up with zeros, so that every process gets the
   same number of batches, each of the same shape.
 
+  Args:
+    config: the checked config.
+    split: any split of the source.
+    rows: as in `train_batches`.
+
   Returns:
-    An iterator over {'image': float32 (b/n, h, w, c), 'label': int32 (b/n,),
-    'mask': float32 (b/n,), 1 for an example and 0 for padding}.
+    An iterator over {'image': float32 (n, h, w, c), 'label': int32 (n,),
+    'mask': float32 (n,), 1 for an example and 0 for padding}.
 
   Raises:
     UserError: as `train_batches`.
   """
-  rows = _local_rows('eval_batch_size', config.eval_batch_size, process_count)
+  rows = _check_rows('eval_batch_size', config.eval_batch_size, rows)
   source = _open(config, split)
   transform = transforms.eval_transform(config)
 
@@ -90,21 +104,19 @@ def eval_batches(
     return {'image': transform(example['image']), 'label': example['label']}
 
   def load(step: int) -> Batch:
-    first = step * config.eval_batch_size + process_index * rows
-    last = min(first + rows, len(source))
-    examples = [load_one(i) for i in range(first, last)]
-    return _pad(config, examples, rows)
+    indices = [step * config.eval_batch_size + row for row in rows]
+    examples = [load_one(i) for i in indices if i < len(source)]
+    return _pad(config, examples, len(rows))
 
   steps = -(-len(source) // config.eval_batch_size)
   return _read(grain.MapDataset.range(steps).map(load), config)
 
 
-def _local_rows(field: str, size: int, process_count: int) -> int:
-  """Returns the rows of a global batch that one process gets."""
-  if size < 1 or size % process_count:
-    expected = f'a positive multiple of the {process_count} processes'
-    raise UserError(f'config.data.{field}', size, expected)
-  return size // process_count
+def _check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
+  """Returns the rows in ascending order, so that padding comes last."""
+  if size < 1:
+    raise UserError(f'config.data.{field}', size, 'at least 1')
+  return list(range(size)) if rows is None else sorted(rows.tolist())
 
 
 def _open(config: DataConfig, split: str) -> source_lib.Source:

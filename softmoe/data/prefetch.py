@@ -1,13 +1,44 @@
-"""Placing host batches on the devices ahead of their use."""
+"""Which rows of a batch a process reads, and placing them on its devices."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax import P
+from jaxtyping import Integer
 
 from softmoe.errors import UserError
+
+
+def local_rows(
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Integer[np.ndarray, ' n']:
+  """Returns which rows of a global batch are on this process's devices.
+
+  They need not be one block: a mesh may order the devices of several processes
+  as suits their wires.
+
+  Args:
+    mesh: the devices, of all processes.
+    batch_size: rows of the global batch.
+    devices: those to look at; None: this process's.
+
+  Returns:
+    The rows in ascending order.
+
+  Raises:
+    UserError: the devices do not divide the global batch.
+  """
+  if batch_size % mesh.size:
+    expected = f'a multiple of the {mesh.size} devices'
+    raise UserError('batch size', batch_size, expected)
+  places = _sharding(mesh).devices_indices_map((batch_size,))
+  owned = mesh.local_devices if devices is None else devices
+  blocks = [np.arange(batch_size)[places[device]] for device in owned]
+  return np.unique(np.concatenate(blocks))
 
 
 def to_devices(
@@ -20,30 +51,39 @@ def to_devices(
   device computes.
 
   Args:
-    batches: this process's rows of each global batch.
+    batches: this process's `local_rows` of each global batch.
     mesh: the devices, of all processes.
     size: number of batches in flight beyond the one that is yielded.
 
   Raises:
     UserError: the devices do not divide the global batch.
   """
-  sharding = jax.NamedSharding(mesh, P(mesh.axis_names))
   queue = collections.deque()
   for batch in batches:
-    queue.append(_place(batch, sharding))
+    queue.append(_place(batch, mesh))
     if len(queue) > size:
       yield queue.popleft()
   yield from queue
 
 
 def _place(
-  batch: dict[str, np.ndarray], sharding: jax.NamedSharding
+  batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
-  devices = sharding.mesh.size
-  rows = len(next(iter(batch.values()))) * jax.process_count()
-  if rows % devices:
-    raise UserError('batch size', rows, f'a multiple of the {devices} devices')
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
+  part = len(next(iter(batch.values())))
+  batch_size = part * mesh.size // len(mesh.local_devices)
+  rows = local_rows(mesh, batch_size)
+
+  def place(array: np.ndarray) -> jax.Array:
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(batch_size)
+      first = np.searchsorted(rows, start)
+      return array[first : first + stop - start]
+
+    shape = (batch_size, *array.shape[1:])
+    return jax.make_array_from_callback(shape, _sharding(mesh), shard)
+
+  return {name: place(array) for name, array in batch.items()}
+
+
+def _sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+  return jax.NamedSharding(mesh, P(mesh.axis_names))

@@ -29,12 +29,8 @@ def make_evaluator(
   data = experiment.config.data
 
   def evaluate(params: experiment_lib.Params) -> dict[str, float]:
-    local = batches.eval_batches(
-      data,
-      split,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+    rows = prefetch.local_rows(experiment.mesh, data.eval_batch_size)
+    local = batches.eval_batches(data, split, rows=rows)
     placed = prefetch.to_devices(local, experiment.mesh, data.prefetch)
     total = collections.Counter()
     for sums in (step(params, batch) for batch in placed):

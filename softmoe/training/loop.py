@@ -44,7 +44,7 @@ def train(
   result = workdir_lib.read_result(workdir)
   if result is None:
     experiment = experiment_lib.build(config)
-    _check_data(config)
+    _check_data(experiment)
     result = _train(experiment, workdir)
   elif jax.process_index() == 0:
     print(f'{workdir} holds the finished run', file=sys.stderr)
@@ -130,10 +130,13 @@ def _divides(every: int, step: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def _check_data(config: config_lib.Config) -> None:
+def _check_data(experiment: experiment_lib.Experiment) -> None:
   """Reads one batch of each split, so that bad data shows before any file."""
-  next(batches.train_batches(config.data, seed=config.seed, **_process()))
-  next(batches.eval_batches(config.data, config.data.eval_split, **_process()))
+  data, seed = experiment.config.data, experiment.config.seed
+  rows = prefetch.local_rows(experiment.mesh, data.batch_size)
+  next(batches.train_batches(data, seed=seed, rows=rows))
+  rows = prefetch.local_rows(experiment.mesh, data.eval_batch_size)
+  next(batches.eval_batches(data, data.eval_split, rows=rows))
 
 
 def _batches(
@@ -141,15 +144,9 @@ def _batches(
 ) -> Iterator[step_lib.Batch]:
   """Returns the global batches from step `start` on, on the devices."""
   data, seed = experiment.config.data, experiment.config.seed
-  local = batches.train_batches(data, seed=seed, start_step=start, **_process())
+  rows = prefetch.local_rows(experiment.mesh, data.batch_size)
+  local = batches.train_batches(data, seed=seed, start_step=start, rows=rows)
   return prefetch.to_devices(local, experiment.mesh, data.prefetch)
-
-
-def _process() -> dict[str, int]:
-  return {
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-  }
 
 
 def _describe(

@@ -52,6 +52,31 @@ def test_it_stays_ahead_by_size(size):
     assert len(read) == consumed + size
 
 
+def _permuted_mesh():
+  """A mesh whose order of devices is not that of their numbers."""
+  devices = np.array(jax.devices())[[5, 0, 3, 6, 1, 4, 7, 2]].reshape(2, 4)
+  return jax.sharding.Mesh(devices, ('data', 'expert'))
+
+
+@pytest.mark.parametrize('mesh', [_mesh(), _permuted_mesh()])
+def test_rows_are_those_of_the_devices(mesh):
+  batch = {'row': np.arange(16)}
+  (placed,) = prefetch.to_devices([batch], mesh, 1)
+  for shard in placed['row'].addressable_shards:
+    rows = prefetch.local_rows(mesh, 16, [shard.device])
+    np.testing.assert_array_equal(shard.data, rows)
+
+
+def test_the_rows_of_all_processes_are_the_batch():
+  # As if devices 0 to 3 were of one process and 4 to 7 of another.
+  mesh, devices = _permuted_mesh(), jax.devices()
+  first = prefetch.local_rows(mesh, 16, devices[:4])
+  second = prefetch.local_rows(mesh, 16, devices[4:])
+  np.testing.assert_array_equal(first, [2, 3, 4, 5, 8, 9, 14, 15])
+  np.testing.assert_array_equal(second, [0, 1, 6, 7, 10, 11, 12, 13])
+  np.testing.assert_array_equal(prefetch.local_rows(mesh, 16), np.arange(16))
+
+
 def test_rows_must_suit_the_devices():
   with pytest.raises(UserError, match='got 12; a multiple of the 8 devices'):
     next(prefetch.to_devices(_batches(1, rows=12), _mesh(), 1))
