@@ -12,26 +12,11 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import chips
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.models import mixtures
-
-# Dense peak FLOP/s of one device in bfloat16, by prefix of `device_kind`; from
-# the makers' data sheets. Where JAX shows two devices a chip, half the chip's.
-PEAKS = {
-  'TPU v2': 22.5e12,
-  'TPU v3': 61.5e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-  'NVIDIA B200': 2250e12,
-}
-
 
 def forward_flops(
   config: config_lib.Config, experts_per_token: float | None = None
@@ -62,6 +47,27 @@ def forward_flops(
   low, high = (_count(_experts_choice(config, c)) for c in (fewest, most))
   share = (experts_per_token - fewest) / (most - fewest)
   return low + share * (high - low)
+
+
+def active_params(experiment: experiment_lib.Experiment) -> int:
+  """Returns the number of parameters that work for a token, on average.
+
+  Those of experts count by how many experts run for a token; where the tokens
+  decide, all do.
+  """
+  config = experiment.config
+  moe, leaves = config.model.moe, experiment.abstract_params
+  share = 1.0
+  if moe.blocks:
+    running = mixtures.experts_per_token(moe, _num_tokens(config))
+    share = min(running / moe.num_experts, 1.0)
+
+  def count(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return math.prod(leaf.shape) * (share if '/experts/' in name else 1)
+
+  counts = jax.tree_util.tree_map_with_path(count, leaves)
+  return round(sum(jax.tree.leaves(counts)))
 
 
 def is_fixed(config: config_lib.Config) -> bool:
@@ -133,9 +139,8 @@ def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
   """
   if jax.default_backend() == 'cpu':
     return _measure_matmul(mesh)
-  kind = jax.devices()[0].device_kind
-  known = [peak for prefix, peak in PEAKS.items() if kind.startswith(prefix)]
-  return known[0] * mesh.size if known else None
+  chip = chips.of_kind(jax.devices()[0].device_kind)
+  return chip.flops * mesh.size if chip else None
 
 
 def _measure_matmul(

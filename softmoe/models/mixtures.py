@@ -143,6 +143,24 @@ def is_adaptive(moe: config_lib.MoEConfig) -> bool:
   return adaptive and is_dropless(moe)
 
 
+def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
+  """Returns how many experts run for a token; of a router without a bound, all.
+
+  Args:
+    moe: of an MoE block.
+    num_tokens: of an example.
+  """
+  fields = ROUTERS[moe.router].fields
+  if 'slots_per_expert' in fields:
+    slots = moe.num_experts * moe.slots_per_expert
+    return slots / (num_tokens * moe.group_size)
+  if moe.router == 'mixture_of_tokens':
+    return moe.num_experts / moe.group_size
+  if moe.router == 'experts_choice':
+    return moe.capacity_factor
+  return moe.k if 'k' in fields else moe.num_experts
+
+
 def make_router(
   config: config_lib.ModelConfig, rngs: nnx.Rngs
 ) -> routing.Router:

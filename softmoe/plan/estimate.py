@@ -1,0 +1,149 @@
+"""What one config needs and takes on one target."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+
+from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
+from softmoe import flops
+from softmoe.plan import (
+  collectives,
+  compiling,
+  flop_count,
+  hlo,
+  programs,
+  roofline,
+  targets,
+  traffic,
+)
+from softmoe.training import state as state_lib
+
+
+def estimate(
+  config: config_lib.Config,
+  target: targets.Target,
+  *,
+  which: tuple[str, ...] = (programs.TRAIN, programs.INFERENCE),
+  cache: pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """Returns all that is known, JSON-ready; bytes and FLOPs are of one device.
+
+  Args:
+    config: of the experiment; its data is not looked at.
+    target: the devices.
+    which: the programs to compile.
+    cache: see `compiling.compile_program`.
+
+  Raises:
+    UserError: the config is wrong, by itself or on that many devices.
+  """
+  experiment = experiment_lib.build(config, target.devices)
+  forward = flops.forward_flops(config)
+  report = {
+    'config': config.name,
+    'target': target.name,
+    'chips': target.num_chips,
+    'devices': len(target.devices),
+    'mesh': dict(experiment.mesh.shape),
+    'compiler': target.compiler,
+    'parameters': experiment.num_params(),
+    'active_parameters': flops.active_params(experiment),
+    'gflop_per_image': forward / 1e9,
+    'parameter_bytes': _bytes(experiment.abstract_params),
+  }
+  for program in which:
+    report[program] = _program(experiment, target, program, forward, cache)
+  if programs.TRAIN in which:
+    report[programs.TRAIN] |= _training(experiment, target, report)
+  return report
+
+
+def _program(experiment, target, program, forward, cache) -> dict[str, Any]:
+  """Returns what the compiler says of a program, and what follows from it."""
+  traced = programs.trace(experiment, program)
+  compiled = compiling.compile_program(traced, target, cache)
+  size, devices = programs.batch_size(experiment, program), len(target.devices)
+  total, exact = flop_count.count(traced.jaxpr)
+  passes = 3 if program == programs.TRAIN else 1
+  report = {
+    'batch_size': size,
+    'compile_seconds': compiled.seconds,
+    'memory': _memory(compiled, target),
+    'flops': {
+      'model': passes * forward * size / devices,
+      'program': total / devices,
+      'exact': exact,
+      'compiler': compiled.flops,  # loops once
+    },
+  }
+  if compiled.text:
+    report |= _schedule(experiment, target, compiled, total / devices, size)
+  return report
+
+
+def _memory(
+  compiled: compiling.Compiled, target: targets.Target
+) -> dict[str, Any]:
+  limit = compiled.limit or (target.chip.memory if target.chip else 0)
+  fits = bool(compiled.text) and (not limit or compiled.needed <= limit)
+  return {
+    'arguments': compiled.arguments,
+    'outputs': compiled.outputs,
+    'temporaries': compiled.temporaries,
+    'code': compiled.code,
+    'total': compiled.needed,
+    'limit': int(limit),
+    'fits': fits,
+  }
+
+
+def _schedule(experiment, target, compiled, num_flops, size) -> dict[str, Any]:
+  """Returns collectives, traffic and times of a compiled program."""
+  program = hlo.parse(compiled.text)
+  found = collectives.find(program, len(target.devices))
+  num_bytes = traffic.num_bytes(program)
+  devices = list(experiment.mesh.devices.flat)
+  times = roofline.times(target, devices, num_flops, num_bytes, found)
+  report = {
+    'collectives': collectives.summary(found),
+    'traffic': num_bytes,
+    'compiler_bytes': compiled.bytes_accessed,  # loops once
+    'loops': all(exact for _, _, exact in program.executed()),
+  }
+  if times is None or target.chip is None:
+    return report
+  return report | {
+    'seconds': {
+      'compute': times.compute,
+      'memory': times.memory,
+      'interconnect': times.interconnect,
+      'roofline': times.roofline,
+      'scheduled': roofline.scheduled(program, target.chip),
+    },
+    'bound': times.bound,
+    'images_per_second': size / times.roofline,
+  }
+
+
+def _training(experiment, target, report) -> dict[str, Any]:
+  """Returns what only a training step has."""
+  state = state_lib.abstract(experiment)
+  result: dict[str, Any] = {
+    'optimizer_bytes': _bytes((state['opt_state'], state['ema']))
+  }
+  seconds = report[programs.TRAIN].get('seconds')
+  if seconds:
+    hours = experiment.config.steps * seconds['roofline'] / 3600
+    result['chip_hours'] = hours * target.num_chips
+  return result
+
+
+def _bytes(tree: Any) -> int:
+  """Returns the bytes of abstract arrays on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )

@@ -1,0 +1,132 @@
+"""Estimates as text for a person: one column, or two side by side."""
+
+from collections.abc import Callable
+from typing import Any
+
+from softmoe.plan import programs
+
+Row = tuple[str, Callable[[dict[str, Any]], str | None]]
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+  """Returns lines of a name and the value of each report; `*`: analytic."""
+  rows = [_row(name, value, reports) for name, value in _HEAD]
+  for program in (programs.TRAIN, programs.INFERENCE):
+    if all(program in report for report in reports):
+      parts = [report[program] for report in reports]
+      rows.append([f'-- {program} step'] + [''] * len(reports))
+      rows += [_row(name, value, parts) for name, value in _PROGRAM]
+      rows += _collectives(parts)
+  rows = [row for row in rows if any(row[1:]) or row[0].startswith('--')]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(reports) + 1)]
+  lines = (
+    '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    for row in rows
+  )
+  return '\n'.join(line.rstrip() for line in lines)
+
+
+def verdict(report: dict[str, Any]) -> str:
+  """Returns one line: whether the training step fits, and by how much."""
+  memory = report[programs.TRAIN]['memory']
+  if not memory['limit']:
+    return f'needs {_bytes(memory["total"])} a device'
+  spare = memory['limit'] - memory['total']
+  if memory['fits']:
+    return f'fits: {_bytes(spare)} of {_bytes(memory["limit"])} a device left'
+  return (
+    f'does not fit: {_bytes(memory["total"])} of {_bytes(memory["limit"])} a '
+    f'device, {_bytes(max(-spare, 0))} too much'
+  )
+
+
+def advice(suggestion: dict[str, Any] | None) -> str:
+  """Returns one line: what to change, as flags."""
+  if suggestion is None:
+    return 'nothing that was tried fits: take more chips, or larger ones'
+  flags = (f'--config.{k}={v}' for k, v in suggestion['changes'].items())
+  part = suggestion[programs.TRAIN]
+  return (
+    f'it would with {" ".join(flags)}: {_bytes(part["memory"]["total"])} a '
+    f'device, roofline {_seconds("roofline")(part)}'
+  )
+
+
+def _row(name, value, parts) -> list[str]:
+  return [name] + [value(part) or '' for part in parts]
+
+
+def _collectives(parts) -> list[list[str]]:
+  kinds = dict.fromkeys(k for part in parts for k in part.get('collectives', {}))
+
+  def cell(part, kind):
+    row = part.get('collectives', {}).get(kind)
+    return f'{row["count"]} x, {_bytes(row["bytes"])} sent' if row else ''
+
+  return [[kind] + [cell(part, kind) for part in parts] for kind in kinds]
+
+
+def _bytes(value: float) -> str:
+  for unit, size in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
+    if value >= size:
+      return f'{value / size:,.2f} {unit}'
+  return f'{value:,.0f} B'
+
+
+def _seconds(name: str) -> Callable[[dict[str, Any]], str | None]:
+  def cell(part):
+    value = part.get('seconds', {}).get(name)
+    return f'{value * 1e3:,.2f} ms' if value is not None else None
+
+  return cell
+
+
+def _memory(name: str) -> Callable[[dict[str, Any]], str | None]:
+  return lambda part: _bytes(part['memory'][name])
+
+
+def _tera(name: str) -> Callable[[dict[str, Any]], str | None]:
+  return lambda part: f'{part["flops"][name] / 1e12:,.3f} T'
+
+
+def _optional(name: str, form: Callable[[Any], str]):
+  return lambda part: form(part[name]) if name in part else None
+
+
+def _fits(part: dict[str, Any]) -> str:
+  return 'yes' if part['memory']['fits'] else 'NO'
+
+
+_HEAD: list[Row] = [
+  ('config', lambda r: r['config']),
+  ('target', lambda r: f'{r["target"]} ({r["chips"]} chips)'),
+  (
+    'mesh',
+    lambda r: ','.join(f'{axis}:{n}' for axis, n in r['mesh'].items()),
+  ),
+  ('compiler', lambda r: r['compiler']),
+  ('parameters', lambda r: f'{r["parameters"]:,}'),
+  ('active for a token *', lambda r: f'{r["active_parameters"]:,}'),
+  ('GFLOP an image *', lambda r: f'{r["gflop_per_image"]:,.2f}'),
+  ('parameters a device', lambda r: _bytes(r['parameter_bytes'])),
+]
+_PROGRAM: list[Row] = [
+  ('batch', lambda p: f'{p["batch_size"]:,} images'),
+  ('optimizer a device', _optional('optimizer_bytes', _bytes)),
+  ('arguments a device', _memory('arguments')),
+  ('temporaries a device', _memory('temporaries')),
+  ('all a device', _memory('total')),
+  ('memory of a device', _memory('limit')),
+  ('fits', _fits),
+  ('FLOP of the model, a device *', _tera('model')),
+  ('FLOP of the program, a device', _tera('program')),
+  ('memory traffic a device', _optional('traffic', _bytes)),
+  ('compute *', _seconds('compute')),
+  ('memory *', _seconds('memory')),
+  ('interconnect *', _seconds('interconnect')),
+  ('roofline *', _seconds('roofline')),
+  ('bound by *', _optional('bound', str)),
+  ("compiler's estimate of the cores", _seconds('scheduled')),
+  ('at most, images/s *', _optional('images_per_second', '{:,.0f}'.format)),
+  ('at least, chip-hours *', _optional('chip_hours', '{:,.0f}'.format)),
+]

@@ -1,0 +1,146 @@
+"""Slices by name, and the devices that a compiler sees in their place.
+
+The names: 'v5p:8x8x4' a TPU slice of that shape in chips, 'h100:8' one host of
+GPUs, 'h100:4x8' four hosts, 'cpu:8' devices of this machine's CPU.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from softmoe import chips
+from softmoe.errors import UserError
+
+_FORM = "'v5p:8x8x4', 'v6e:4x4', 'h100:8', 'h100:4x8' (hosts x GPUs) or 'cpu:8'"
+# What XLA's GPU compiler must know of a device that is not here. NVIDIA H100
+# Tensor Core GPU architecture white paper, and CUDA's device query of the SXM.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Devices to compile for.
+
+  Attributes:
+    name: as the user wrote it.
+    chip: its published figures; None: a CPU.
+    devices: of all hosts; nothing can run on them, a CPU's aside.
+    shape: of the torus in chips; of GPUs (hosts, GPUs a host).
+    compiler: name and version of what compiles for it.
+  """
+
+  name: str
+  chip: chips.Chip | None
+  devices: tuple[Any, ...]
+  shape: tuple[int, ...]
+  compiler: str
+
+  @property
+  def num_chips(self) -> int:
+    """Returns the number of chips, of which JAX may show two devices each."""
+    return len(self.devices) // (self.chip.cores if self.chip else 1)
+
+
+def open_target(name: str) -> Target:
+  """Returns the target of a name.
+
+  Raises:
+    UserError: the name is wrong, no compiler for it is installed, or its
+      compiler knows no such slice.
+  """
+  match = re.fullmatch(r'([a-z]\w*):(\d+(?:x\d+)*)', name)
+  if not match:
+    raise UserError('--target', name, f'a slice such as {_FORM}')
+  kind, shape = match[1], tuple(map(int, match[2].split('x')))
+  if kind == 'cpu':
+    return _cpu(name, shape)
+  chip = chips.named(kind)
+  if chip is None or (chip.dims == 0 and kind != 'h100'):
+    raise UserError('--target', name, f'a slice such as {_FORM}')
+  return _tpu(name, chip, shape) if chip.dims else _gpu(name, chip, shape)
+
+
+def _cpu(name: str, shape: tuple[int, ...]) -> Target:
+  devices, wanted = jax.devices('cpu'), math.prod(shape)
+  if wanted > len(devices):
+    expected = f'at most {len(devices)} devices, or --cpu_devices={wanted}'
+    raise UserError('--target', name, expected)
+  compiler = f'jaxlib {jax.lib.__version__}'
+  return Target(name, None, tuple(devices[:wanted]), shape, compiler)
+
+
+def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
+  _require('libtpu', name, "pip install 'softmoe[plan-tpu]'")
+  # Otherwise libtpu looks for the machine that it does not run on.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
+  options = {'chip_config_name': 'megacore'} if chip.name == 'v4' else {}
+  topology = f'{chip.name}:{"x".join(map(str, shape))}'
+  devices = _describe(name, 'tpu', topology, options)
+  version = importlib.metadata.version('libtpu')
+  return Target(name, chip, devices, shape, f'libtpu {version}')
+
+
+def _gpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
+  plugin = 'jax_cuda12_plugin'
+  _require(plugin, name, "pip install 'softmoe[plan-cuda]'")
+  if len(shape) > 2:
+    raise UserError('--target', name, "'h100:8' or 'h100:4x8' (hosts x GPUs)")
+  hosts, gpus = shape if len(shape) == 2 else (1, *shape)
+  topology = f'1x{hosts}x{gpus}'
+  options = {'topology': topology, 'target_config': _H100}
+  devices = _describe(name, 'cuda', topology, options)
+  version = importlib.metadata.version(plugin)
+  return Target(name, chip, devices, (hosts, gpus), f'{plugin} {version}')
+
+
+def _require(module: str, name: str, install: str) -> None:
+  if importlib.util.find_spec(module) is None:
+    raise UserError('--target', name, f'its compiler installed: {install}')
+
+
+def _describe(
+  name: str, platform: str, topology: str, options: dict[str, str]
+) -> tuple[Any, ...]:
+  try:
+    description = topologies.get_topology_desc(
+      platform=platform, topology_name=topology, **options
+    )
+    return tuple(description.devices)
+  except Exception as e:
+    problem = str(e).splitlines()[0][:200]
+    raise UserError(
+      '--target', name, f'a slice that its compiler knows ({problem})'
+    ) from e
