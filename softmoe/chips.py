@@ -37,7 +37,7 @@ class Chip:
   name: str
   kind: str
   flops: float
-  memory: float
+  memory: int
   bandwidth: float
   link: float
   network: float = 0.0
@@ -73,10 +73,10 @@ CHIPS = (
   Chip(
     'tpu7x', 'TPU7x', 1153.5e12, 96 * GIB, 3690e9, 100e9, dims=3, cores=2
   ),
-  Chip('a100', 'NVIDIA A100', 312e12, 80e9, 2039e9, 300e9, 25e9),
-  Chip('h100', 'NVIDIA H100', 989e12, 80e9, 3352e9, 450e9, 50e9),
-  Chip('h200', 'NVIDIA H200', 989e12, 141e9, 4800e9, 450e9, 50e9),
-  Chip('b200', 'NVIDIA B200', 2250e12, 180e9, 8000e9, 900e9, 50e9),
+  Chip('a100', 'NVIDIA A100', 312e12, 80 * GIB, 2039e9, 300e9, 25e9),
+  Chip('h100', 'NVIDIA H100', 989e12, 84_978_434_048, 3352e9, 450e9, 50e9),
+  Chip('h200', 'NVIDIA H200', 989e12, 141 * 10**9, 4800e9, 450e9, 50e9),
+  Chip('b200', 'NVIDIA B200', 2250e12, 180 * 10**9, 8000e9, 900e9, 50e9),
 )
 
 

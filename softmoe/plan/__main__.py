@@ -4,6 +4,7 @@ python -m softmoe.plan --config=configs/jft4b.py:soft-h14 --target=v5p:8x8x4
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -36,6 +37,7 @@ flags.register_validator(_TARGET, bool, 'give --target=SLICE, such as cpu:8')
 
 def main() -> None:
   """Prints the estimate of one config or two."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # no word on missing GPUs
   import jax
 
   from softmoe import config as config_lib

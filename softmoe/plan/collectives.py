@@ -35,7 +35,7 @@ class Collective:
 
   kind: str
   count: int
-  sent: float
+  sent: int
   group: tuple[int, ...]
   name: str
   is_async: bool
@@ -55,11 +55,11 @@ def find(program: hlo.Program, num_devices: int) -> list[Collective]:
   return [c for c in found if len(c.group) > 1]
 
 
-def summary(collectives: list[Collective]) -> dict[str, dict[str, float]]:
+def summary(collectives: list[Collective]) -> dict[str, dict[str, int]]:
   """Returns count and bytes sent by a device in a step, by kind."""
-  table: dict[str, dict[str, float]] = {}
+  table: dict[str, dict[str, int]] = {}
   for c in collectives:
-    row = table.setdefault(c.kind, {'count': 0, 'bytes': 0.0})
+    row = table.setdefault(c.kind, {'count': 0, 'bytes': 0})
     row['count'] += c.count
     row['bytes'] += c.count * c.sent
   return {kind: table[kind] for kind in KINDS if kind in table}
@@ -67,7 +67,7 @@ def summary(collectives: list[Collective]) -> dict[str, dict[str, float]]:
 
 def _collective(computation, instruction, times, num_devices) -> Collective:
   kind = instruction.opcode.removesuffix('-start')
-  group = _first_group(instruction.attributes, num_devices)
+  group = first_group(instruction.attributes, num_devices)
   shapes = [computation.instructions[o].shape for o in instruction.operands]
   operands = sum(map(hlo.num_bytes, shapes))
   name = re.search(r'op_name="([^"]*)"', instruction.attributes)
@@ -81,19 +81,19 @@ def _collective(computation, instruction, times, num_devices) -> Collective:
   )
 
 
-def _sent(kind: str, operands: int, devices: int) -> float:
+def _sent(kind: str, operands: int, devices: int) -> int:
   """Returns the bytes that a device sends, from those it gives."""
-  others = (devices - 1) / devices
+  others = operands * (devices - 1) // devices
   if kind == 'all-gather':
     return operands * (devices - 1)
   if kind == 'all-reduce':
-    return 2 * operands * others
+    return 2 * others
   if kind in ('collective-permute', 'collective-broadcast'):
     return operands
-  return operands * others
+  return others
 
 
-def _first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
+def first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
   if 'source_target_pairs=' in attributes:
     pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes)
     return tuple(map(int, pairs.groups())) if pairs else ()

@@ -76,7 +76,7 @@ def _program(experiment, target, program, forward, cache) -> dict[str, Any]:
       'model': passes * forward * size / devices,
       'program': total / devices,
       'exact': exact,
-      'compiler': compiled.flops,  # loops once
+      'compiler': compiled.flops,  # the body of a loop once
     },
   }
   if compiled.text:
@@ -110,8 +110,10 @@ def _schedule(experiment, target, compiled, num_flops, size) -> dict[str, Any]:
   report = {
     'collectives': collectives.summary(found),
     'traffic': num_bytes,
-    'compiler_bytes': compiled.bytes_accessed,  # loops once
-    'loops': all(exact for _, _, exact in program.executed()),
+    'compiler_traffic': compiled.bytes_accessed,  # the body of a loop once
+    'loops': any(
+      turns > 1 or not sure for _, turns, sure in program.executed()
+    ),
   }
   if times is None or target.chip is None:
     return report

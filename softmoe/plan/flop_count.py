@@ -7,7 +7,7 @@ from typing import Any
 import jax.extend.core
 
 
-def count(jaxpr: Any) -> tuple[float, bool]:
+def count(jaxpr: Any) -> tuple[int, bool]:
   """Returns the FLOPs of all matrix products, and whether the count is exact.
 
   A multiply and an add are two. A loop whose number of turns the data decide
@@ -17,14 +17,14 @@ def count(jaxpr: Any) -> tuple[float, bool]:
   Args:
     jaxpr: what `jax.jit(...).trace(...).jaxpr` gives, of all devices.
   """
-  total, exact = 0.0, True
+  total, exact = 0, True
   for equation in _jaxpr(jaxpr).eqns:
     flops, sure = _equation(equation)
     total, exact = total + flops, exact and sure
   return total, exact
 
 
-def _equation(equation) -> tuple[float, bool]:
+def _equation(equation) -> tuple[int, bool]:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _dot(equation), True
@@ -41,11 +41,11 @@ def _equation(equation) -> tuple[float, bool]:
   return flops, sure
 
 
-def _dot(equation) -> float:
+def _dot(equation) -> int:
   (contracted, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape
   out = math.prod(equation.outvars[0].aval.shape)
-  return 2.0 * out * math.prod(left[i] for i in contracted)
+  return 2 * out * math.prod(left[i] for i in contracted)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

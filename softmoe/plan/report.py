@@ -93,6 +93,16 @@ def _optional(name: str, form: Callable[[Any], str]):
   return lambda part: form(part[name]) if name in part else None
 
 
+def _unlooped(value: Callable[[dict[str, Any]], float]):
+  """Shows a compiler's count only where no loop hides a part of it."""
+
+  def cell(part):
+    count = 0 if part.get('loops', True) else value(part)
+    return f'{count / 1e12:,.3f} T' if count else None
+
+  return cell
+
+
 def _fits(part: dict[str, Any]) -> str:
   return 'yes' if part['memory']['fits'] else 'NO'
 
@@ -120,6 +130,7 @@ _PROGRAM: list[Row] = [
   ('fits', _fits),
   ('FLOP of the model, a device *', _tera('model')),
   ('FLOP of the program, a device', _tera('program')),
+  ("FLOP by the compiler's count", _unlooped(lambda p: p['flops']['compiler'])),
   ('memory traffic a device', _optional('traffic', _bytes)),
   ('compute *', _seconds('compute')),
   ('memory *', _seconds('memory')),

@@ -54,7 +54,7 @@ def times(
   target: targets.Target,
   devices: Sequence[Any],
   flops: float,
-  num_bytes: float,
+  num_bytes: int,
   collectives: list[collectives_lib.Collective],
 ) -> Times | None:
   """Returns the times of a step; None where no figures are published.
@@ -72,7 +72,7 @@ def times(
   return Times(
     flops / chip.flops,
     num_bytes / chip.bandwidth,
-    sum(
+    math.fsum(
       c.count * _seconds(chip, target.shape, [devices[i] for i in c.group], c)
       for c in collectives
     ),

@@ -30,7 +30,7 @@ _FREE = frozenset(
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
-def num_bytes(program: hlo.Program) -> float:
+def num_bytes(program: hlo.Program) -> int:
   """Returns the bytes read and written in a step, on one device."""
   return sum(
     times * sum(map_bytes(program, computation).values())

@@ -1,0 +1,88 @@
+"""FLOPs of a traced program, against formulas and the compiler's count."""
+
+import jax
+import pytest
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+from softmoe.plan import flop_count, programs
+
+X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+W = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+PRODUCT = 2 * 4 * 8 * 8
+
+
+def count(function, *arguments):
+  return flop_count.count(jax.jit(function).trace(*arguments).jaxpr)
+
+
+def test_products_of_a_gradient():
+  loss = lambda w, x: jnp.sum((x @ w) ** 2)
+  assert count(jax.grad(loss), W, X) == (2 * PRODUCT, True)
+
+
+def test_batched_products():
+  x = jax.ShapeDtypeStruct((3, 4, 8), jnp.float32)
+  assert count(lambda x: jnp.einsum('bij,bkj->bik', x, x), x) == (
+    2 * 3 * 4 * 4 * 8,
+    True,
+  )
+
+
+def test_a_scan_counts_every_turn_and_remat_its_second_forward():
+  body = jax.checkpoint(lambda x, w: jnp.sin(x @ w))
+
+  def loss(ws, x):
+    return jnp.sum(jax.lax.scan(lambda x, w: (body(x, w), ()), x, ws)[0])
+
+  ws = jax.ShapeDtypeStruct((5, 8, 8), jnp.float32)
+  assert count(loss, ws, X) == (5 * PRODUCT, True)
+  # Forward, forward again, and two products backward.
+  assert count(jax.grad(loss), ws, X) == (5 * 4 * PRODUCT, True)
+
+
+def test_a_conditional_counts_its_dearest_branch():
+  def function(i, x, w):
+    return jax.lax.cond(i > 0, lambda: x @ w @ w, lambda: x @ w)
+
+  i = jax.ShapeDtypeStruct((), jnp.int32)
+  assert count(function, i, X, W) == (2 * PRODUCT, True)
+
+
+def test_a_loop_that_the_data_end_is_a_lower_bound():
+  def function(x, w):
+    return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
+
+  assert count(function, X, W) == (PRODUCT, False)
+
+
+def test_a_shard_map_counts_all_devices(mesh):
+  place = jax.NamedSharding(mesh(2, 4), jax.P(('data', 'expert')))
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=place)
+  mapped = jax.shard_map(
+    lambda x, w: x @ w,
+    in_specs=(jax.P(('data', 'expert')), jax.P()),
+    out_specs=jax.P(('data', 'expert')),
+  )
+  assert count(mapped, x, W) == (2 * 8 * 8 * 8, True)
+
+
+@pytest.mark.parametrize('model', ['vit', 'soft'])
+@pytest.mark.parametrize('program', [programs.TRAIN, programs.INFERENCE])
+def test_a_step_against_the_compilers_count(tiny, model, program):
+  """Larger than tiny, so that what is no product weighs little."""
+  config = tiny(
+    model,
+    mesh='data:2,expert:4',
+    model__width=128,
+    model__mlp_dim=512,
+    data__image_size=(32, 32),
+    data__eval_batch_size=64,
+    data__train__crop='none',
+  )
+  experiment = experiment_lib.build(config)
+  traced = programs.trace(experiment, program)
+  flops, exact = flop_count.count(traced.jaxpr)
+  compiled = traced.lower().compile().cost_analysis()['flops']
+  assert exact
+  assert flops / 8 == pytest.approx(compiled, rel=0.1)

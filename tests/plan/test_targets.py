@@ -1,0 +1,119 @@
+"""Targets by name, and what is said where they cannot be had."""
+
+import importlib.util
+import types
+
+import jax
+import pytest
+
+from softmoe.errors import UserError
+from softmoe.plan import targets
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
+)
+needs_cuda = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason='jax-cuda12-plugin is not installed',
+)
+
+
+def test_a_cpu_target_is_devices_of_this_machine():
+  target = targets.open_target('cpu:4')
+  assert target.devices == tuple(jax.devices()[:4])
+  assert (target.num_chips, target.chip) == (4, None)
+
+
+@pytest.mark.parametrize(
+  'name', ['', 'v5p', 'v5p:', 'v5p:axb', 'v9:2x2', 'a100:8', '8xH100', 'cpu:8 ']
+)
+def test_a_name_that_is_none_says_what_one_looks_like(name):
+  with pytest.raises(UserError, match="'v5p:8x8x4'"):
+    targets.open_target(name)
+
+
+def test_more_cpu_devices_than_there_are():
+  with pytest.raises(UserError, match='at most 8 devices'):
+    targets.open_target('cpu:9')
+
+
+@pytest.mark.parametrize(
+  ('name', 'extra'), [('v5e:4x4', 'plan-tpu'), ('h100:8', 'plan-cuda')]
+)
+def test_a_missing_compiler_names_its_install(monkeypatch, name, extra):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
+  with pytest.raises(UserError, match=rf'softmoe\[{extra}\]'):
+    targets.open_target(name)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """Stands for both compilers; returns what they were asked for."""
+  calls = []
+
+  def describe(**options):
+    calls.append(options)
+    return types.SimpleNamespace(devices=[object()] * 32)
+
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: True)
+  monkeypatch.setattr(targets.importlib.metadata, 'version', lambda _: '1.0')
+  monkeypatch.setattr(targets.topologies, 'get_topology_desc', describe)
+  return calls
+
+
+def test_what_the_tpu_compiler_is_asked(asked):
+  target = targets.open_target('v3:4x4')
+  assert asked == [{'platform': 'tpu', 'topology_name': 'v3:4x4'}]
+  assert (target.shape, target.num_chips) == ((4, 4), 16)
+  targets.open_target('v4:2x2x8')
+  assert asked[1]['chip_config_name'] == 'megacore'  # as the runtime shows it
+
+
+def test_what_the_gpu_compiler_is_asked(asked):
+  target = targets.open_target('h100:4x8')
+  assert asked[0]['topology_name'] == asked[0]['topology'] == '1x4x8'
+  assert (target.shape, target.num_chips) == ((4, 8), 32)
+  targets.open_target('h100:8')
+  assert asked[1]['topology_name'] == '1x1x8'
+  with pytest.raises(UserError, match='hosts x GPUs'):
+    targets.open_target('h100:1x4x8')
+
+
+def test_what_the_compiler_refuses_is_one_line(monkeypatch, asked):
+  def refuse(**_):
+    raise RuntimeError('no such topology\nand more')
+
+  monkeypatch.setattr(targets.topologies, 'get_topology_desc', refuse)
+  with pytest.raises(UserError, match=r'\(no such topology\)') as e:
+    targets.open_target('v5p:3x3x3')
+  assert 'and more' not in str(e.value)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+  ('name', 'devices', 'chips'),
+  [
+    ('v3:4x4', 32, 16),
+    ('v4:4x4x4', 64, 64),
+    ('v5e:4x4', 16, 16),
+    ('v5p:8x8x4', 256, 256),
+    ('v6e:16x16', 256, 256),
+    ('tpu7x:4x4x4', 128, 64),
+  ],
+)
+def test_tpu_slices(name, devices, chips):
+  target = targets.open_target(name)
+  assert (len(target.devices), target.num_chips) == (devices, chips)
+
+
+@needs_libtpu
+def test_a_slice_that_the_compiler_does_not_know():
+  with pytest.raises(UserError, match='--target'):
+    targets.open_target('v5p:3x5x7')
+
+
+@needs_cuda
+def test_gpu_hosts():
+  target = targets.open_target('h100:4x8')
+  assert len(target.devices) == 32
+  assert {d.process_index for d in target.devices} == {0, 1, 2, 3}
