@@ -109,8 +109,15 @@ def at_experts(
   """Runs every expert on its slots: one all-to-all there, one back."""
   if axis is None:
     return experts(slots)
-  slots = jax.lax.all_to_all(slots, axis, 0, 1, tiled=True)
-  return jax.lax.all_to_all(experts(slots), axis, 1, 0, tiled=True)
+  # Blocks go to the devices along axis 0 and come back along it, since other
+  # forms of the collective make a TPU copy what it sends.
+  devices, (e, g, s, d) = jax.lax.axis_size(axis), slots.shape
+  slots = slots.reshape(devices, e // devices, g * s, d)
+  slots = jax.lax.all_to_all(slots, axis, 0, 0, tiled=True)
+  slots = jnp.swapaxes(slots, 0, 1).reshape(e // devices, -1, d)
+  y = experts(slots).reshape(e // devices, devices, g * s, -1)
+  y = jax.lax.all_to_all(jnp.swapaxes(y, 0, 1), axis, 0, 0, tiled=True)
+  return y.reshape(e, g, s, -1)
 
 
 def run_dropless(
