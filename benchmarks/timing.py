@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,8 @@ def _processor() -> str:
     return platform.machine()
 
 
-def markdown(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """Returns a Markdown table."""
-  lines = [header, ('---',) + ('---:',) * (len(header) - 1), *rows]
+  rule = ['---', *['---:'] * (len(header) - 1)]
+  lines = [header, rule, *rows]
   return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

@@ -106,6 +106,8 @@ def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
+  # There is no TPU that two processes could want.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   options = {'chip_config_name': 'megacore'} if chip.name == 'v4' else {}
   topology = f'{chip.name}:{"x".join(map(str, shape))}'
   devices = _describe(name, 'tpu', topology, options)

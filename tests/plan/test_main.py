@@ -1,0 +1,92 @@
+"""`python -m softmoe.plan`, as a user runs it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = 'tests/tiny.py'
+
+
+def plan(tmp_path, *flags):
+  environment = os.environ | {
+    'XDG_CACHE_HOME': str(tmp_path),
+    'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
+  }
+  return subprocess.run(
+    [sys.executable, '-m', 'softmoe.plan', *flags],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+  """Returns the cache that the tests share."""
+  return tmp_path_factory.mktemp('cache')
+
+
+def test_one_json_object(directory):
+  done = plan(
+    directory,
+    f'--config={TINY}:soft',
+    '--config.mesh=data:2,expert:4',
+    '--target=cpu:8',
+    '--json',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report['mesh']['expert'] == 4
+  assert report['parameters'] > report['active_parameters'] > 0
+  train, inference = report['train'], report['inference']
+  # Two there and two back, of forward and backward; one MoE block.
+  assert train['collectives']['all-to-all']['count'] == 4
+  assert inference['collectives']['all-to-all']['count'] == 2
+  assert train['memory']['fits']
+  assert train['memory']['arguments'] >= (
+    report['parameter_bytes'] + train['optimizer_bytes']
+  )
+  assert 'seconds' not in train  # no figures of a CPU are published
+
+
+def test_two_configs_side_by_side(directory):
+  done = plan(
+    directory,
+    f'--config={TINY}:soft',
+    '--config.mesh=data:2,expert:4',
+    f'--compare={TINY}:vit',
+    '--target=cpu:8',
+  )
+  assert done.returncode == 0, done.stderr
+  lines = dict(
+    (line[:31].strip(), line[31:].split()) for line in done.stdout.splitlines()
+  )
+  assert lines['mesh'][0] != lines['mesh'][1]
+  assert len(lines['parameters']) == 2
+  assert done.stdout.count('needs ') == 2
+  assert list((directory / 'softmoe' / 'plan').glob('*.json.gz'))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    ((f'--config={TINY}:soft',), '--target'),
+    ((f'--config={TINY}:soft', '--target=v5p'), "'v5p:8x8x4'"),
+    (('--target=cpu:8',), '--config'),
+    (
+      (f'--config={TINY}:soft', '--target=cpu:8', '--config.mesh=expert:3'),
+      'config.mesh',
+    ),
+  ],
+)
+def test_bad_input_is_one_line(directory, flags, said):
+  done = plan(directory, *flags)
+  assert done.returncode == 2
+  assert said in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
