@@ -1,7 +1,7 @@
 """Published figures of accelerators, one line a chip.
 
-Figures are of one JAX device: where JAX shows two devices a chip (`cores`), half
-the chip's. Peaks are dense bfloat16. Link speeds are one way.
+Figures are of one JAX device: half the chip's where JAX shows two devices a
+chip (`cores`). Peaks are dense bfloat16. Link speeds are one way.
 
 Sources, looked up in 2026: Google's pages cloud.google.com/tpu/docs/NAME for
 v3, v4, v5e, v5p, v6e, tpu7x; Norrie et al. 2021 (IEEE Micro 41(2), "The Design
@@ -70,9 +70,7 @@ CHIPS = (
   Chip(
     'v6e', 'TPU v6 lite', 918e12, 32 * GIB, 1638e9, 100e9, dims=2, clock=1.75e9
   ),
-  Chip(
-    'tpu7x', 'TPU7x', 1153.5e12, 96 * GIB, 3690e9, 100e9, dims=3, cores=2
-  ),
+  Chip('tpu7x', 'TPU7x', 1153.5e12, 96 * GIB, 3690e9, 100e9, dims=3, cores=2),
   Chip('a100', 'NVIDIA A100', 312e12, 80 * GIB, 2039e9, 300e9, 25e9),
   Chip('h100', 'NVIDIA H100', 989e12, 84_978_434_048, 3352e9, 450e9, 50e9),
   Chip('h200', 'NVIDIA H200', 989e12, 141 * 10**9, 4800e9, 450e9, 50e9),

@@ -12,11 +12,11 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import chips
+from softmoe import chips, sharding
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import sharding
 from softmoe.models import mixtures
+
 
 def forward_flops(
   config: config_lib.Config, experts_per_token: float | None = None

@@ -33,8 +33,18 @@ def make_mesh(
   Raises:
     UserError: a name or size is wrong, or the sizes do not cover the devices.
   """
-  sizes = _parse(spec)
   count = jax.device_count() if devices is None else len(devices)
+  sizes = axis_sizes(spec, count)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices)
+
+
+def axis_sizes(spec: str, count: int) -> dict[str, int]:
+  """Returns the size of each axis of a mesh of `count` devices.
+
+  Raises:
+    UserError: a name or size is wrong, or the sizes do not cover the devices.
+  """
+  sizes = _parse(spec)
   known = math.prod(s for s in sizes.values() if s > 0)
   if -1 in sizes.values() and count % known == 0:
     sizes = {a: count // known if s < 0 else s for a, s in sizes.items()}
@@ -42,7 +52,7 @@ def make_mesh(
     raise UserError(
       'config.mesh', spec, f'sizes whose product is {count}, the device count'
     )
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices)
+  return sizes
 
 
 def _parse(spec: str) -> dict[str, int]:

@@ -125,10 +125,8 @@ def _iota_group(text: str) -> tuple[int, ...]:
 
 
 def _mesh_group(text: str) -> tuple[int, ...]:
-  match = re.match(
-    r'mesh\[([^\]]*)\](?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))? \{([^}]*)\}',
-    text,
-  )
+  order = r'(?:, device_ids=\((.*?\]?(?:T\([\d,]+\))?)\))?'
+  match = re.match(rf'mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}', text)
   if not match:
     raise ValueError(f'replica groups of an unknown form: {text[:100]}')
   sizes = {n: int(s) for n, s in re.findall(r"'(\w+)'=(\d+)", match.group(1))}

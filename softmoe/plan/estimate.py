@@ -42,7 +42,7 @@ def estimate(
   """
   experiment = experiment_lib.build(config, target.devices)
   forward = flops.forward_flops(config)
-  report = {
+  report: dict[str, Any] = {
     'config': config.name,
     'target': target.name,
     'chips': target.num_chips,
@@ -57,7 +57,9 @@ def estimate(
   for program in which:
     report[program] = _program(experiment, target, program, forward, cache)
   if programs.TRAIN in which:
-    report[programs.TRAIN] |= _training(experiment, target, report)
+    report[programs.TRAIN] |= _training(
+      experiment, target, report[programs.TRAIN]
+    )
   return report
 
 
@@ -130,13 +132,13 @@ def _schedule(experiment, target, compiled, num_flops, size) -> dict[str, Any]:
   }
 
 
-def _training(experiment, target, report) -> dict[str, Any]:
-  """Returns what only a training step has."""
+def _training(experiment, target, step) -> dict[str, Any]:
+  """Returns what a training step has beside that."""
   state = state_lib.abstract(experiment)
   result: dict[str, Any] = {
     'optimizer_bytes': _bytes((state['opt_state'], state['ema']))
   }
-  seconds = report[programs.TRAIN].get('seconds')
+  seconds = step.get('seconds')
   if seconds:
     hours = experiment.config.steps * seconds['roofline'] / 3600
     result['chip_hours'] = hours * target.num_chips

@@ -19,7 +19,6 @@ _CALLED = re.compile(
   r'(\{[^}]*\}|%?[\w.\-]+)'
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BITS = re.compile(r'^(?:pred|[a-z]+?(\d+))')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Program:
     """Yields each computation that runs by itself, how often, and if exactly.
 
     Those inside a fusion or a reduction are part of an instruction and do not
-    count. A loop whose number of turns is not a constant counts once, inexactly;
-    of a conditional every branch counts, inexactly.
+    count. A loop whose number of turns is not a constant counts once, not
+    exactly; so does every branch of a conditional.
     """
     yield from self._walk(self.entry, 1, True)
 
@@ -98,19 +97,21 @@ class Program:
     # The loop of a `scan`: a counter from 0, below a constant.
     condition = self.computations[loop.attribute('condition')]
     root = condition.instructions[condition.root]
-    if root.opcode == 'fusion':
-      return self._constant_operand(condition, root)
-    return self._constant_operand(condition, root) if (
-      root.opcode == 'compare' and 'direction=LT' in root.attributes
-    ) else None
+    compares = root.opcode == 'compare' and 'direction=LT' in root.attributes
+    if not compares and root.opcode != 'fusion':
+      return None
+    return _constant_operand(condition, root)
 
-  def _constant_operand(self, condition, root) -> int | None:
-    values = [
-      int(condition.instructions[o].literal)
-      for o in root.operands
-      if condition.instructions[o].opcode == 'constant'
-    ]
-    return values[0] if len(values) == 1 else None
+
+def _constant_operand(condition: Computation, root: Instruction) -> int | None:
+  """Returns the value of the only operand that is a constant."""
+  operands = [condition.instructions[o] for o in root.operands]
+  counts = [
+    int(o.literal)
+    for o in operands
+    if o.opcode == 'constant' and o.shape.startswith(('s32', 'u32', 's64'))
+  ]
+  return counts[0] if len(counts) == 1 else None
 
 
 def parse(text: str) -> Program:

@@ -1,6 +1,5 @@
 """The programs of a config: its training step and its inference step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,14 +31,14 @@ def batch_size(experiment: experiment_lib.Experiment, program: str) -> int:
   return data.batch_size if program == TRAIN else data.eval_batch_size
 
 
-def _train(experiment: experiment_lib.Experiment) -> tuple[Callable, tuple]:
-  step = step_lib.make_train_step(experiment)
+def _train(experiment: experiment_lib.Experiment) -> tuple[Any, tuple]:
+  step: Any = step_lib.make_train_step(experiment)
   label = _place(experiment, (batch_size(experiment, TRAIN),), jnp.int32)
   batch = {'image': _images(experiment, TRAIN), 'label': label}
   return step, (state_lib.abstract(experiment), batch)
 
 
-def _inference(experiment: experiment_lib.Experiment) -> tuple[Callable, tuple]:
+def _inference(experiment: experiment_lib.Experiment) -> tuple[Any, tuple]:
   def infer(params, images):
     return nnx.merge(experiment.graphdef, params)(images)[0]
 

@@ -57,7 +57,9 @@ def _row(name, value, parts) -> list[str]:
 
 
 def _collectives(parts) -> list[list[str]]:
-  kinds = dict.fromkeys(k for part in parts for k in part.get('collectives', {}))
+  kinds = dict.fromkeys(
+    k for part in parts for k in part.get('collectives', {})
+  )
 
   def cell(part, kind):
     row = part.get('collectives', {}).get(kind)

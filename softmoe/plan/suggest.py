@@ -42,9 +42,8 @@ def suggest(
   devices = len(target.devices)
   state_bytes = report['parameter_bytes'] + report['train']['optimizer_bytes']
   state_fits = state_bytes < report['train']['memory']['limit']
-  tried = 0
-  for candidate in _candidates(config, devices, state_fits):
-    tried += 1
+  candidates = _candidates(config, devices, state_fits)
+  for tried, candidate in enumerate(candidates, start=1):
     new = estimate.estimate(
       candidate, target, which=(programs.TRAIN,), cache=cache
     )
@@ -107,8 +106,6 @@ def _group(config: config_lib.Config) -> int:
   return moe.group_size if moe.blocks else 1
 
 
-def _changes(
-  old: config_lib.Config, new: config_lib.Config
-) -> dict[str, Any]:
+def _changes(old: config_lib.Config, new: config_lib.Config) -> dict[str, Any]:
   differences = config_lib.differences(old, new)
   return {f: differences[f][1] for f in _FIELDS if f in differences}

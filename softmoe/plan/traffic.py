@@ -1,9 +1,9 @@
 """Bytes that a compiled program moves between a device and its main memory.
 
-The rules are those of XLA's cost analysis, which counts the body of a loop once:
-here it counts as often as it runs. Every instruction reads its operands and
-writes its result, what is fused moves nothing, and of an operand that is only
-sliced the slice alone is read. Layouts in on-chip memory cost nothing.
+The rules are those of XLA's cost analysis, which counts the body of a loop
+once: here it counts as often as it runs. Every instruction reads its operands
+and writes its result, what is fused moves nothing, and of an operand that is
+only sliced the slice alone is read. What stays in on-chip memory costs nothing.
 """
 
 from softmoe.plan import hlo
@@ -54,7 +54,9 @@ def map_bytes(
 def _read(program, computation, instruction) -> int:
   names = instruction.operands
   return sum(
-    _looked_at(program, computation, instruction, i, computation.instructions[n])
+    _looked_at(
+      program, computation, instruction, i, computation.instructions[n]
+    )
     for i, n in enumerate(names)
   )
 
@@ -102,7 +104,9 @@ def _written(program, computation, instruction) -> int:
   operands = [computation.instructions[n] for n in instruction.operands]
   if instruction.opcode.endswith('-start'):
     # What is in flight comes with the operands, and first with the result.
-    return max(whole - sum(hlo.num_bytes(o.shape, memory=True) for o in operands), 0)
+    return max(
+      whole - sum(hlo.num_bytes(o.shape, memory=True) for o in operands), 0
+    )
   if instruction.opcode == 'dynamic-update-slice':
     return hlo.num_bytes(operands[1].shape)
   if instruction.opcode == 'bitcast' and computation.name != program.entry:

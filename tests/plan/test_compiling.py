@@ -103,5 +103,3 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch, target):
 def test_the_cache_is_where_the_system_has_caches(monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '/caches')
   assert str(compiling.default_cache()) == '/caches/softmoe/plan'
-
-

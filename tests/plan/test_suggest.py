@@ -1,6 +1,5 @@
 """Suggestions: which changes are tried, in which order, and that they fit."""
 
-
 import pytest
 
 from softmoe import experiment as experiment_lib
@@ -22,7 +21,15 @@ def test_cheap_changes_come_first_and_all_can_be_built(tiny):
     'data:1,fsdp:4,expert:2',
     'data:1,fsdp:8,expert:1',
   ]
-  assert [new.optimizer.accumulate for new in tried[3:]] == [1, 2, 4, 8, 4, 2, 1]
+  assert [new.optimizer.accumulate for new in tried[3:]] == [
+    1,
+    2,
+    4,
+    8,
+    4,
+    2,
+    1,
+  ]
   assert [new.data.batch_size for new in tried[7:]] == [32, 16, 8]
   for new in tried:
     experiment_lib.build(new)
@@ -59,7 +66,9 @@ def run(config, limited, share):
   """Returns what is suggested where `share` of what is needed is there."""
   target = targets.open_target('cpu:8')
   limited[1]['bytes'] = 2**60
-  report = estimate.estimate(config, target, which=(programs.TRAIN,), cache=None)
+  report = estimate.estimate(
+    config, target, which=(programs.TRAIN,), cache=None
+  )
   needed = report[programs.TRAIN]['memory']['total']
   limited[1]['bytes'] = int(share * needed)
   report[programs.TRAIN]['memory'] |= {
@@ -82,5 +91,3 @@ def test_what_is_suggested_was_compiled_and_fits(tiny, limited):
 def test_nothing_is_suggested_where_nothing_fits(tiny, limited):
   config = tiny('vit', mesh='data:8', data__batch_size=16)
   assert run(config, limited, 0.01) is None
-
-
