@@ -32,6 +32,7 @@ class MoEConfig:
   expert_init: str = 'independent'  # or 'identical'
   shared_dim: int = 0  # hidden width of an MLP for every token; 0: none
   group_size: int = 1  # examples whose tokens are routed together
+  exchange_chunks: int = 1  # parts in which slots travel; not for dropless
   slots_per_expert: int = 1  # soft routers
   k: int = 1  # experts of a token
   capacity_factor: float = 0.0  # 0: nothing is dropped

@@ -1,8 +1,10 @@
 """Eight fake CPU devices, no silent broadcasting, shapes checked."""
 
 import contextlib
+import importlib.util
 import math
 import os
+import pathlib
 
 import jax
 import pytest
@@ -40,3 +42,13 @@ def mesh():
       return mesh
 
     yield enter
+
+
+@pytest.fixture(scope='session')
+def hlo():
+  """Returns the module that reads compiled programs."""
+  path = pathlib.Path(__file__).parent / 'hlo.py'
+  spec = importlib.util.spec_from_file_location('hlo', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -99,7 +99,7 @@ ROUTERS = {
 # What the layer reads, whatever the router.
 COMMON = frozenset(
   ('router', 'blocks', 'num_experts', 'expert_dim', 'expert_init')
-) | frozenset(('shared_dim', 'group_size'))
+) | frozenset(('shared_dim', 'group_size', 'exchange_chunks'))
 # Config fields are never None: 0 says that there is no limit.
 OPTIONAL = ('capacity_factor', 'eval_capacity_factor')
 
@@ -124,6 +124,7 @@ def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.MoE:
       ),
       shared=make(moe.shared_dim)(rngs) if moe.shared_dim else None,
       group_size=moe.group_size,
+      exchange_chunks=moe.exchange_chunks,
     )
   except UserError as e:
     raise UserError(f'config.model.moe.{e.field}', e.given, e.expected) from e
@@ -209,3 +210,9 @@ def check(moe: config_lib.MoEConfig) -> None:
         given,
         f'{field.default!r}: the router {moe.router!r} does not read it',
       )
+  if moe.exchange_chunks != 1 and is_dropless(moe):
+    raise UserError(
+      'config.model.moe.exchange_chunks',
+      moe.exchange_chunks,
+      '1, since dropless experts have no slots',
+    )

@@ -5,6 +5,8 @@ Runs inside `jax.shard_map`, or on one device outside of any. Axes: `g` groups,
 slots of one expert.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from softmoe import sharding
+from softmoe.errors import UserError
 from softmoe.moe import dispatch, dropless, exchange, routing
 from softmoe.moe import experts as experts_lib
 
@@ -20,6 +23,7 @@ from softmoe.moe import experts as experts_lib
 # was faster at every size that was tried.
 ONE_HOT_LIMIT = 2**16
 IMPLEMENTATIONS = ('auto', 'fused', 'grouped')
+AtExperts = Callable[[Array], Array]  # (e, g, s, d) -> (e, g, s, d_out)
 
 
 class Result(NamedTuple):
@@ -42,6 +46,7 @@ def run(
   experts: experts_lib.Experts,
   axis: str | None,
   implementation: str,
+  exchange_chunks: int = 1,
 ) -> Result:
   """Returns the experts' outputs, combined for each token, and metrics.
 
@@ -51,23 +56,30 @@ def run(
     experts: those of this device.
     axis: mesh axis that the experts are split over; None: they are all here.
     implementation: of dropless experts, one of IMPLEMENTATIONS.
+    exchange_chunks: of what slots hold; see `at_experts`.
+
+  Raises:
+    UserError: the slots do not fill the chunks, or there are none.
   """
+  at = functools.partial(at_experts, experts, axis=axis, chunks=exchange_chunks)
   if isinstance(routed, routing.Slots):
-    return run_slots(routed, x, experts, axis)
+    return run_slots(routed, x, at)
   if routed.capacity is not None:
-    return run_capacity(routed, routed.capacity, x, experts, axis)
+    return run_capacity(routed, routed.capacity, x, at)
+  if exchange_chunks != 1:
+    expected = '1, since dropless experts have no slots'
+    raise UserError('exchange_chunks', exchange_chunks, expected)
   return run_dropless(routed, x, experts, axis, implementation)
 
 
 def run_slots(
   routed: routing.Slots,
   x: Float[Array, 'g m d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
+  at_experts: AtExperts,
 ) -> Result:
   """Runs experts on dense mixtures of tokens."""
   slots = dispatch.dispatch(x, routed.dispatch)
-  y = dispatch.combine(at_experts(experts, slots, axis), routed.combine)
+  y = dispatch.combine(at_experts(slots), routed.combine)
   means = {
     'dispatch_max': jnp.mean(jnp.max(routed.dispatch, axis=-3)),
     'combine_max': jnp.mean(jnp.max(routed.combine, axis=(-2, -1))),
@@ -79,8 +91,7 @@ def run_capacity(
   routed: routing.Assignment,
   capacity: int,
   x: Float[Array, 'g m d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
+  at_experts: AtExperts,
 ) -> Result:
   """Runs experts on the tokens they keep, in buffers of fixed size."""
   kept = dispatch.keep(routed, capacity)
@@ -88,10 +99,10 @@ def run_capacity(
   small = num_tokens * kept.token[0].size <= ONE_HOT_LIMIT
   if small and sharding.platform() == 'tpu':
     slots = dispatch.as_slots(kept, num_tokens)
-    y = at_experts(experts, dispatch.dispatch(x, slots.dispatch), axis)
+    y = at_experts(dispatch.dispatch(x, slots.dispatch))
     y = dispatch.combine(y, slots.combine)
   else:
-    y = at_experts(experts, dispatch.gather(x, kept), axis)
+    y = at_experts(dispatch.gather(x, kept))
     y = dispatch.scatter(y, kept, num_tokens)
   counts = {
     'wanted': _count(routed.wanted()),
@@ -105,10 +116,35 @@ def at_experts(
   experts: experts_lib.Experts,
   slots: Float[Array, 'e g s d'],
   axis: str | None,
+  chunks: int = 1,
 ) -> Float[Array, 'e g s d_out']:
-  """Runs every expert on its slots: one all-to-all there, one back."""
+  """Runs every expert on its slots: one all-to-all there, one back.
+
+  Args:
+    experts: those of this device.
+    slots: of all experts.
+    axis: mesh axis that the experts are split over; None: they are all here.
+    chunks: in so many parts, of groups if they divide, else of an expert's
+      slots, so that one part may travel while experts work on another.
+
+  Raises:
+    UserError: neither groups nor slots divide.
+  """
   if axis is None:
     return experts(slots)
+  g, s = slots.shape[1:3]
+  along = 1 if g % chunks == 0 else 2
+  if slots.shape[along] % chunks:
+    expected = f'a divisor of {g} groups on a device or {s} slots of an expert'
+    raise UserError('exchange_chunks', chunks, expected)
+  parts = jnp.split(slots, chunks, along)
+  parts = [_exchange(experts, part, axis) for part in parts]
+  return jnp.concatenate(parts, along)
+
+
+def _exchange(
+  experts: experts_lib.Experts, slots: Float[Array, 'e g s d'], axis: str
+) -> Float[Array, 'e g s d_out']:
   # Blocks go to the devices along axis 0 and come back along it, since other
   # forms of the collective make a TPU copy what it sends.
   devices, (e, g, s, d) = jax.lax.axis_size(axis), slots.shape

@@ -43,6 +43,7 @@ class MoE(nnx.Module):
     shared: Any = None,
     group_size: int = 1,
     implementation: str = 'auto',
+    exchange_chunks: int = 1,
   ):
     """Puts a router and experts together.
 
@@ -56,6 +57,8 @@ class MoE(nnx.Module):
         `router.group_size` examples together instead.
       implementation: of dropless experts: 'fused', 'grouped', or 'auto', which
         `execution.choose` decides.
+      exchange_chunks: parts in which slots travel to their experts and back,
+        so that one may travel while experts work on another.
 
     Raises:
       ValueError: a size does not fit, or a name is unknown.
@@ -72,9 +75,12 @@ class MoE(nnx.Module):
       raise UserError('experts', num_experts, expected)
     if group_size < 1:
       raise UserError('group_size', group_size, 'at least 1')
+    if exchange_chunks < 1:
+      raise UserError('exchange_chunks', exchange_chunks, 'at least 1')
     self.router: Any = router
     self.experts, self.shared = experts, shared
     self.group_size, self.implementation = group_size, implementation
+    self.exchange_chunks = exchange_chunks
 
   def __call__(
     self,
@@ -116,6 +122,7 @@ class MoE(nnx.Module):
       size=size,
       across=across,
       implementation=self.implementation,
+      exchange_chunks=self.exchange_chunks,
     )
     apply = _on_mesh(apply) if sharding.is_explicit('expert') else apply
     y, aux = apply(self.router, self.experts, self.shared, tokens, arrays)
@@ -252,6 +259,7 @@ def _apply(
   size: int,
   across: bool,
   implementation: str,
+  exchange_chunks: int,
   axes: tuple[str, ...] = (),
   axis: str | None = None,
 ) -> tuple[Float[Array, 'b m d_out'], routing.Aux]:
@@ -267,6 +275,7 @@ def _apply(
     size: examples of a group.
     across: whether a group goes across examples.
     implementation: of dropless experts.
+    exchange_chunks: of what travels.
     axes: of the mesh; empty: there is none.
     axis: that the experts are split over.
   """
@@ -283,7 +292,9 @@ def _apply(
   )
   route = functools.partial(_route, router, static | arrays)
   routed, aux = jax.vmap(route)(grouped)
-  result = execution.run(routed, grouped.x, experts, axis, implementation)
+  result = execution.run(
+    routed, grouped.x, experts, axis, implementation, exchange_chunks
+  )
   y = groups.join(result.y, (x.shape[0], x.shape[1]), across)
   if shared is not None:
     y = y + shared(x)

@@ -1,0 +1,166 @@
+"""What an MoE layer moves between devices, for every router, and nothing else.
+
+Read from the program that the compiler makes of a layer and its gradient.
+"""
+
+import functools
+import math
+
+import jax
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe import config as config_lib
+from softmoe import sharding
+from softmoe.models import mixtures
+
+P = jax.P
+QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
+FORCED = 'Involuntary full rematerialization'
+WIDTH, HIDDEN, EXPERTS, TOKENS = 24, 40, 8, 5
+
+SLOTS = {
+  'soft': dict(router='soft', slots_per_expert=2),
+  'uniform': dict(router='uniform'),
+  'uniform_soft': dict(router='uniform_soft'),
+  'soft_uniform': dict(router='soft_uniform'),
+  'identity': dict(router='identity'),
+  'mixture_of_tokens': dict(router='mixture_of_tokens', group_size=2),
+  'tokens_choice': dict(router='tokens_choice', k=2, capacity_factor=1.0),
+  'experts_choice': dict(router='experts_choice', capacity_factor=1.0),
+  'threshold': dict(router='threshold', capacity_factor=1.0),
+  'bias_balanced': dict(router='bias_balanced', k=2, capacity_factor=1.0),
+}
+DROPLESS = {
+  'tokens_choice dropless': dict(router='tokens_choice', k=2),
+  'threshold dropless': dict(router='threshold'),
+  'bias_balanced dropless': dict(router='bias_balanced', k=2),
+  'relu': dict(router='relu', k=2),
+}
+CASES = SLOTS | DROPLESS
+
+
+def make(name, exchange_chunks=1):
+  """Returns a layer whose parameters are shapes, in their places."""
+  fields = dict(num_experts=EXPERTS, shared_dim=16) | CASES[name]
+  moe = config_lib.MoEConfig(exchange_chunks=exchange_chunks, **fields)
+  config = config_lib.ModelConfig(width=WIDTH, mlp_dim=HIDDEN, moe=moe)
+  return sharding.fsdp(
+    sharding.abstract(
+      lambda: mixtures.make_moe(config, nnx.Rngs(0)), jax.sharding.get_mesh()
+    )
+  )
+
+
+def objective(module, x, key):
+  y, aux = module(x, key=key)
+  return jnp.sum(jnp.sin(y)) + sum(aux['losses'].values()), aux['metrics']
+
+
+@functools.cache
+def compiled(name, sizes, backward=True, exchange_chunks=1):
+  """Returns the program for the mesh of these sizes, which is in force."""
+  place = jax.NamedSharding(jax.sharding.get_mesh(), sharding.batch_spec())
+  x = jax.ShapeDtypeStruct((32, TOKENS, WIDTH), jnp.float32, sharding=place)
+  run = jax.grad(objective, (0, 1), has_aux=True) if backward else objective
+  module = make(name, exchange_chunks)
+  lowered = jax.jit(run).lower(module, x, jax.random.key(0))
+  return lowered.compile(compiler_options=QUICK).as_text()
+
+
+@pytest.fixture
+def moved(mesh, hlo, capfd):
+  """Returns a function from a case and (data, fsdp, expert) to collectives.
+
+  No compilation may say that it makes a value whole by force.
+  """
+
+  def read(name, sizes, **options):
+    data, fsdp, expert = sizes
+    entered = mesh(data, expert, fsdp)
+    found = hlo.collectives(compiled(name, sizes, **options), entered.size)
+    assert FORCED not in capfd.readouterr().err
+    return found, functools.partial(hlo.groups_of, entered)
+
+  return read
+
+
+def of(found, kind):
+  return [c for c in found if c.kind == kind]
+
+
+MESHES = [(2, 1, 4), (2, 2, 2)]
+
+
+@pytest.mark.parametrize('name', SLOTS)
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_slots_travel_by_two_all_to_alls_a_direction(moved, sizes, name):
+  found, groups = moved(name, sizes)
+  exchanges = of(found, 'all-to-all')
+  backward = ['transpose(' in c.name for c in exchanges]
+  assert sorted(backward) == [False, False, True, True]
+  assert {c.groups for c in exchanges} == {groups('expert')}
+  kinds = {c.kind for c in found} - {'all-to-all', 'all-reduce'}
+  assert kinds == ({'all-gather', 'reduce-scatter'} if sizes[1] > 1 else set())
+
+
+@pytest.mark.parametrize('name', ['soft', 'tokens_choice'])
+def test_forward_has_two_all_to_alls(moved, name):
+  found, _ = moved(name, (2, 1, 4), backward=False)
+  assert len(of(found, 'all-to-all')) == 2
+
+
+@pytest.mark.parametrize('name', DROPLESS)
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
+  """Forward: tokens to all experts, partial sums back; backward the same.
+
+  Gates and who wants whom travel by all-to-alls, as the gates' gradients do.
+  """
+  found, groups = moved(name, sizes)
+  over = lambda kind: [
+    c for c in of(found, kind) if c.groups == groups('expert')
+  ]
+  tokens = 32 * TOKENS // (sizes[0] * sizes[1])
+  assert [c.shapes[-1] for c in over('all-gather')] == 2 * [(tokens, WIDTH)]
+  assert len(over('reduce-scatter')) == 2
+  assert len(over('all-to-all')) == len(of(found, 'all-to-all')) == 3
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
+  """`fsdp` alone gathers them; `data` alone sums their gradients."""
+  found, groups = moved(name, sizes)
+  local = EXPERTS // sizes[2]
+  mine = lambda shape: len(shape) > 1 and shape[0] == local
+  weights = lambda kind: [
+    c for c in of(found, kind) if any(map(mine, c.shapes))
+  ]
+  # Kernels of (WIDTH, HIDDEN) and (HIDDEN, WIDTH) and their biases.
+  gathered = [c.shapes[-1] for c in weights('all-gather')]
+  assert len(gathered) == (4 if sizes[1] > 1 else 0)
+  assert {c.groups for c in weights('all-gather')} <= {groups('fsdp')}
+  assert {c.groups for c in weights('reduce-scatter')} <= {groups('fsdp')}
+  assert {c.groups for c in weights('all-reduce')} == {groups('data')}
+  summed = [s for c in weights('all-reduce') for s in c.shapes]
+  elements = 2 * WIDTH * HIDDEN + WIDTH + HIDDEN
+  assert sum(map(math.prod, summed)) == local * elements // sizes[1]
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_nothing_else_is_split_over_fsdp(moved, name):
+  """What is gathered and scattered is weights, or tokens of the experts."""
+  found, groups = moved(name, (2, 2, 2))
+  for kind in ('all-gather', 'reduce-scatter'):
+    allowed = {groups('fsdp')} | (
+      {groups('expert')} if name in DROPLESS else set()
+    )
+    assert {c.groups for c in of(found, kind)} == allowed
+
+
+@pytest.mark.parametrize('chunks', [2, 4])
+def test_every_chunk_travels_alone(moved, chunks):
+  found, _ = moved('soft', (2, 1, 4), exchange_chunks=chunks)
+  assert len(of(found, 'all-to-all')) == 4 * chunks
