@@ -7,12 +7,14 @@ import functools
 import math
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe import sharding
+from softmoe.errors import UserError
 from softmoe.models import mixtures
 
 P = jax.P
@@ -22,6 +24,7 @@ WIDTH, HIDDEN, EXPERTS, TOKENS = 24, 40, 8, 5
 
 SLOTS = {
   'soft': dict(router='soft', slots_per_expert=2),
+  'slots': dict(router='soft', slots_per_expert=6),
   'uniform': dict(router='uniform'),
   'uniform_soft': dict(router='uniform_soft'),
   'soft_uniform': dict(router='soft_uniform'),
@@ -81,7 +84,7 @@ def moved(mesh, hlo, capfd):
     entered = mesh(data, expert, fsdp)
     found = hlo.collectives(compiled(name, sizes, **options), entered.size)
     assert FORCED not in capfd.readouterr().err
-    return found, functools.partial(hlo.groups_of, entered)
+    return found, functools.partial(hlo.group_of, entered)
 
   return read
 
@@ -96,11 +99,11 @@ MESHES = [(2, 1, 4), (2, 2, 2)]
 @pytest.mark.parametrize('name', SLOTS)
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_slots_travel_by_two_all_to_alls_a_direction(moved, sizes, name):
-  found, groups = moved(name, sizes)
+  found, group = moved(name, sizes)
   exchanges = of(found, 'all-to-all')
   backward = ['transpose(' in c.name for c in exchanges]
   assert sorted(backward) == [False, False, True, True]
-  assert {c.groups for c in exchanges} == {groups('expert')}
+  assert {c.group for c in exchanges} == {group('expert')}
   kinds = {c.kind for c in found} - {'all-to-all', 'all-reduce'}
   assert kinds == ({'all-gather', 'reduce-scatter'} if sizes[1] > 1 else set())
 
@@ -118,10 +121,8 @@ def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
 
   Gates and who wants whom travel by all-to-alls, as the gates' gradients do.
   """
-  found, groups = moved(name, sizes)
-  over = lambda kind: [
-    c for c in of(found, kind) if c.groups == groups('expert')
-  ]
+  found, group = moved(name, sizes)
+  over = lambda kind: [c for c in of(found, kind) if c.group == group('expert')]
   tokens = 32 * TOKENS // (sizes[0] * sizes[1])
   assert [c.shapes[-1] for c in over('all-gather')] == 2 * [(tokens, WIDTH)]
   assert len(over('reduce-scatter')) == 2
@@ -132,7 +133,7 @@ def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
   """`fsdp` alone gathers them; `data` alone sums their gradients."""
-  found, groups = moved(name, sizes)
+  found, group = moved(name, sizes)
   local = EXPERTS // sizes[2]
   mine = lambda shape: len(shape) > 1 and shape[0] == local
   weights = lambda kind: [
@@ -141,9 +142,9 @@ def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
   # Kernels of (WIDTH, HIDDEN) and (HIDDEN, WIDTH) and their biases.
   gathered = [c.shapes[-1] for c in weights('all-gather')]
   assert len(gathered) == (4 if sizes[1] > 1 else 0)
-  assert {c.groups for c in weights('all-gather')} <= {groups('fsdp')}
-  assert {c.groups for c in weights('reduce-scatter')} <= {groups('fsdp')}
-  assert {c.groups for c in weights('all-reduce')} == {groups('data')}
+  assert {c.group for c in weights('all-gather')} <= {group('fsdp')}
+  assert {c.group for c in weights('reduce-scatter')} <= {group('fsdp')}
+  assert {c.group for c in weights('all-reduce')} == {group('data')}
   summed = [s for c in weights('all-reduce') for s in c.shapes]
   elements = 2 * WIDTH * HIDDEN + WIDTH + HIDDEN
   assert sum(map(math.prod, summed)) == local * elements // sizes[1]
@@ -152,15 +153,81 @@ def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
 @pytest.mark.parametrize('name', CASES)
 def test_nothing_else_is_split_over_fsdp(moved, name):
   """What is gathered and scattered is weights, or tokens of the experts."""
-  found, groups = moved(name, (2, 2, 2))
+  found, group = moved(name, (2, 2, 2))
   for kind in ('all-gather', 'reduce-scatter'):
-    allowed = {groups('fsdp')} | (
-      {groups('expert')} if name in DROPLESS else set()
+    allowed = {group('fsdp')} | (
+      {group('expert')} if name in DROPLESS else set()
     )
-    assert {c.groups for c in of(found, kind)} == allowed
+    assert {c.group for c in of(found, kind)} == allowed
+
+
+def test_force_is_noticed(capfd):
+  """Automatic axes make the compiler do what the tests above exclude."""
+  automatic = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((2, 4), ('data', 'expert'), axis_types=automatic)
+  place = lambda *spec: jax.NamedSharding(mesh, P(*spec))
+  put = jax.lax.with_sharding_constraint
+
+  axes = 'expert', 'data'
+
+  def layer(x, phi, w):
+    weights = jax.nn.softmax(jnp.einsum('bmd,des->bmes', x, phi), axis=1)
+    slots = put(
+      jnp.einsum('bmd,bmes->ebsd', x, weights), place('expert', 'data')
+    )
+    y = jnp.einsum('ebsd,edf->ebsf', slots, w)
+    y = jax.nn.gelu(y) @ jnp.swapaxes(w, 1, 2)[:, None]
+    y = put(jnp.einsum('ebsd,bmes->bmd', y, weights), place(('data', 'expert')))
+    return jnp.sum(jnp.sin(y))
+
+  x, phi, w = jnp.ones((16, 6, 8)), jnp.ones((8, 8, 2)), jnp.ones((8, 8, 16))
+  x = jax.device_put(x, place(('data', 'expert')))
+  w = jax.device_put(w, place('expert'))
+  jax.jit(jax.grad(layer, (0, 1, 2))).lower(x, phi, w).compile()
+  assert FORCED in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('chunks', [2, 4])
 def test_every_chunk_travels_alone(moved, chunks):
   found, _ = moved('soft', (2, 1, 4), exchange_chunks=chunks)
   assert len(of(found, 'all-to-all')) == 4 * chunks
+
+
+@pytest.mark.parametrize(
+  ('name', 'chunks'), [('soft', 2), ('tokens_choice', 4), ('slots', 3)]
+)
+def test_chunks_change_no_number(mesh, name, chunks):
+  mesh(2, 4)
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(32, TOKENS, WIDTH)), jnp.float32)
+  x = jax.device_put(x, sharding.batch_spec())
+
+  def run(chunks):
+    module = jax.tree.map(
+      lambda w: jax.device_put(draw(w), w.sharding), make(name, chunks)
+    )
+    run = jax.jit(
+      jax.value_and_grad(objective, (0, 1), has_aux=True),
+      compiler_options=QUICK,
+    )
+    return jax.device_get(run(module, x, jax.random.key(0)))
+
+  draw = lambda w: np.sin(np.arange(w.size)).reshape(w.shape).astype('f')
+  expected, actual = run(1), run(chunks)
+  leaves = lambda tree: jax.tree.leaves(tree)
+  for a, e in zip(leaves(actual), leaves(expected), strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * np.max(np.abs(e)))
+
+
+def test_groups_that_do_not_divide_leave_it_to_slots(moved):
+  """There are 4 groups on a device, and of 2 slots nothing makes 3."""
+  with pytest.raises(UserError, match='exchange_chunks: got 3; a divisor of 4'):
+    moved('soft', (2, 1, 4), exchange_chunks=3)
+  found, _ = moved('slots', (2, 1, 4), exchange_chunks=3)
+  assert len(of(found, 'all-to-all')) == 12
+
+
+def test_dropless_has_no_chunks(mesh):
+  mesh(2, 4)
+  with pytest.raises(UserError, match='exchange_chunks: got 2; 1, since'):
+    make('relu', 2)

@@ -1,0 +1,86 @@
+"""What a whole training step of a scanned and rematerialised ViT moves."""
+
+import collections
+
+import jax
+import pytest
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+from softmoe import sharding
+from softmoe.training import state as state_lib
+from softmoe.training import step as step_lib
+
+QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
+MOE = dict(blocks=(2, 3), num_experts=8)
+ROUTERS = {
+  'soft': MOE,
+  'tokens_choice': MOE | dict(router='tokens_choice', capacity_factor=1.0),
+}
+
+
+@pytest.fixture
+def step(tiny, hlo):
+  """Returns a function from a mesh and changes to mesh and collectives."""
+
+  def build(data, fsdp, expert, router='soft', **changes):
+    moe = {f'model__moe__{k}': v for k, v in ROUTERS[router].items()}
+    mesh = f'data:{data},fsdp:{fsdp},expert:{expert}'
+    config = tiny('vit', mesh=mesh, model__depth=4, **moe, **changes)
+    experiment = experiment_lib.build(config)
+    spec = jax.NamedSharding(experiment.mesh, sharding.batch_spec())
+    size = config.data.batch_size
+    batch = {
+      'image': jax.ShapeDtypeStruct(
+        (size, 8, 8, 1), jnp.float32, sharding=spec
+      ),
+      'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=spec),
+    }
+    compiled = (
+      step_lib.make_train_step(experiment)
+      .lower(state_lib.abstract(experiment), batch)
+      .compile(compiler_options=QUICK)
+    )
+    return experiment.mesh, hlo.collectives(compiled.as_text(), 8)
+
+  return build
+
+
+def count(found, kind):
+  """Returns how often a kind runs in the forward and in the backward pass."""
+  times = collections.Counter()
+  for c in found:
+    if c.kind == kind:
+      times['transpose(' in c.name] += c.count
+  return times[False], times[True]
+
+
+@pytest.mark.parametrize('router', ROUTERS)
+def test_remat_repeats_the_exchange_of_the_forward_pass(step, router):
+  """Two MoE blocks: 2 x 2 forward, 2 x 2 backward and 2 x 2 repeated."""
+  _, found = step(2, 1, 4, router, model__scan=True, model__remat=True)
+  assert count(found, 'all-to-all') == (4, 8)
+  assert {c.kind for c in found} == {'all-to-all', 'all-reduce'}
+
+
+def test_without_remat_nothing_is_repeated(step):
+  _, found = step(2, 1, 4, model__scan=True)
+  assert count(found, 'all-to-all') == (4, 4)
+
+
+@pytest.mark.parametrize('remat', [True, False])
+def test_weights_of_a_block_are_gathered_again_and_gradients_scattered(
+  step, hlo, remat
+):
+  mesh, found = step(2, 2, 2, model__scan=True, model__remat=remat)
+  groups = lambda kind: {c.group for c in found if c.kind == kind}
+  assert groups('all-gather') == {hlo.group_of(mesh, 'fsdp')}
+  assert groups('reduce-scatter') == {hlo.group_of(mesh, 'fsdp')}
+  assert groups('all-to-all') == {hlo.group_of(mesh, 'expert')}
+  # A block's 4 kernels of attention, and 2 of its MLP or 4 of its experts and
+  # 1 of its router. The backward pass needs all but what only biases need.
+  forward, backward = count(found, 'all-gather')
+  blocks, others = 2 * (4 + 2) + 2 * (4 + 4 + 1), 3  # patches, positions, head
+  assert forward == blocks + others
+  assert blocks - 2 * 2 <= backward <= blocks
+  assert count(found, 'reduce-scatter') == (0, blocks + 1)  # the head
