@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.experimental import mesh_utils
 
 from softmoe.errors import UserError
 
@@ -35,7 +36,13 @@ def make_mesh(
   """
   count = jax.device_count() if devices is None else len(devices)
   sizes = axis_sizes(spec, count)
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices)
+  # An axis of a TPU's torus may be shared by two of the mesh, else '4x4' chips
+  # would have no axis of 8.
+  grid = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
+  )
+  explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
+  return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
 
 
 def axis_sizes(spec: str, count: int) -> dict[str, int]:

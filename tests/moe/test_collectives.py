@@ -168,8 +168,6 @@ def test_force_is_noticed(capfd):
   place = lambda *spec: jax.NamedSharding(mesh, P(*spec))
   put = jax.lax.with_sharding_constraint
 
-  axes = 'expert', 'data'
-
   def layer(x, phi, w):
     weights = jax.nn.softmax(jnp.einsum('bmd,des->bmes', x, phi), axis=1)
     slots = put(

@@ -26,15 +26,15 @@ def step(tiny, hlo):
   def build(data, fsdp, expert, router='soft', **changes):
     moe = {f'model__moe__{k}': v for k, v in ROUTERS[router].items()}
     mesh = f'data:{data},fsdp:{fsdp},expert:{expert}'
-    config = tiny('vit', mesh=mesh, model__depth=4, **moe, **changes)
+    # Without mixup, for which rows of the batch meet on other devices.
+    moe |= dict(mixup=0.0, model__depth=4)
+    config = tiny('vit', mesh=mesh, **moe, **changes)
     experiment = experiment_lib.build(config)
-    spec = jax.NamedSharding(experiment.mesh, sharding.batch_spec())
-    size = config.data.batch_size
+    place = jax.NamedSharding(experiment.mesh, sharding.batch_spec())
+    size, struct = config.data.batch_size, jax.ShapeDtypeStruct
     batch = {
-      'image': jax.ShapeDtypeStruct(
-        (size, 8, 8, 1), jnp.float32, sharding=spec
-      ),
-      'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=spec),
+      'image': struct((size, 8, 8, 1), jnp.float32, sharding=place),
+      'label': struct((size,), jnp.int32, sharding=place),
     }
     compiled = (
       step_lib.make_train_step(experiment)
@@ -55,6 +55,7 @@ def count(found, kind):
   return times[False], times[True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('router', ROUTERS)
 def test_remat_repeats_the_exchange_of_the_forward_pass(step, router):
   """Two MoE blocks: 2 x 2 forward, 2 x 2 backward and 2 x 2 repeated."""
@@ -63,11 +64,13 @@ def test_remat_repeats_the_exchange_of_the_forward_pass(step, router):
   assert {c.kind for c in found} == {'all-to-all', 'all-reduce'}
 
 
+@pytest.mark.slow
 def test_without_remat_nothing_is_repeated(step):
   _, found = step(2, 1, 4, model__scan=True)
   assert count(found, 'all-to-all') == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', [True, False])
 def test_weights_of_a_block_are_gathered_again_and_gradients_scattered(
   step, hlo, remat
