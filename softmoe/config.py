@@ -65,7 +65,7 @@ class ModelConfig:
   drop_path: float = 0.0  # rate of the last block; grows linearly with depth
   dtype: str = 'float32'  # of the computation
   param_dtype: str = 'float32'
-  remat: bool = False
+  remat: bool = False  # compute blocks again in the backward pass
   scan: bool = False  # one compiled body for each run of equal blocks
   moe: MoEConfig = MoEConfig()
 

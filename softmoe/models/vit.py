@@ -21,6 +21,7 @@ from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import blocks, mixtures, patches
+from softmoe.moe import execution
 
 # name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
 # https://arxiv.org/abs/2106.04560.
@@ -182,11 +183,16 @@ class ViT(nnx.Module):
   def _checkpoint(self, apply: Callable) -> Callable:
     """Returns `apply`, whose backward pass finds no more than it should."""
     if self.config.remat:
-      return jax.checkpoint(apply, prevent_cse=not self.config.scan)
-    if sharding.axis_size('fsdp') == 1:
+      # Of a block no more than what it would take another exchange to have.
+      policy = jax.checkpoint_policies.save_only_these_names(
+        execution.EXCHANGED
+      )
+    elif sharding.axis_size('fsdp') > 1:
+      policy = sharding.keep_parts
+    else:
       return apply
     return jax.checkpoint(
-      apply, prevent_cse=not self.config.scan, policy=sharding.keep_parts
+      apply, prevent_cse=not self.config.scan, policy=policy
     )
 
   def _drop_path_rates(self) -> Float[Array, ' depth'] | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
 from softmoe import sharding
@@ -22,6 +23,8 @@ from softmoe.moe import experts as experts_lib
 # with one-hot weights, since it gathers and scatters slowly. On a CPU gathering
 # was faster at every size that was tried.
 ONE_HOT_LIMIT = 2**16
+# What `jax.checkpoint` policies call that which came through an all-to-all.
+EXCHANGED = 'exchanged'
 IMPLEMENTATIONS = ('auto', 'fused', 'grouped')
 AtExperts = Callable[[Array], Array]  # (e, g, s, d) -> (e, g, s, d_out)
 
@@ -150,9 +153,11 @@ def _exchange(
   devices, (e, g, s, d) = jax.lax.axis_size(axis), slots.shape
   slots = slots.reshape(devices, e // devices, g * s, d)
   slots = jax.lax.all_to_all(slots, axis, 0, 0, tiled=True)
+  slots = checkpoint_name(slots, EXCHANGED)
   slots = jnp.swapaxes(slots, 0, 1).reshape(e // devices, -1, d)
   y = experts(slots).reshape(e // devices, devices, g * s, -1)
   y = jax.lax.all_to_all(jnp.swapaxes(y, 0, 1), axis, 0, 0, tiled=True)
+  y = checkpoint_name(y, EXCHANGED)
   return y.reshape(e, g, s, -1)
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 SOFTMOE = pathlib.Path(__file__).parents[2]
-# In a process of its own: the compiler's library stays in the one that loads it.
+# In a process of its own: the compiler's library stays where it is loaded.
 PROGRAM = """
 import json, sys
 import jax

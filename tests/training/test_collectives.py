@@ -56,18 +56,13 @@ def count(found, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('remat', [True, False])
 @pytest.mark.parametrize('router', ROUTERS)
-def test_remat_repeats_the_exchange_of_the_forward_pass(step, router):
-  """Two MoE blocks: 2 x 2 forward, 2 x 2 backward and 2 x 2 repeated."""
-  _, found = step(2, 1, 4, router, model__scan=True, model__remat=True)
-  assert count(found, 'all-to-all') == (4, 8)
-  assert {c.kind for c in found} == {'all-to-all', 'all-reduce'}
-
-
-@pytest.mark.slow
-def test_without_remat_nothing_is_repeated(step):
-  _, found = step(2, 1, 4, model__scan=True)
+def test_no_exchange_is_repeated(step, router, remat):
+  """Two MoE blocks: 2 x 2 forward, 2 x 2 backward; `remat` adds none."""
+  _, found = step(2, 1, 4, router, model__scan=True, model__remat=remat)
   assert count(found, 'all-to-all') == (4, 4)
+  assert {c.kind for c in found} == {'all-to-all', 'all-reduce'}
 
 
 @pytest.mark.slow
