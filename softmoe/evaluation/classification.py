@@ -20,7 +20,7 @@ def make_evaluator(
 
   The metrics are `loss` and `accuracy`, means over the examples, those of the
   MoE blocks as `moe/NAME`, and `examples`, their number. Padding counts for
-  nothing.
+  nothing, but in `moe/executed` and `moe/flops`: slots and buffers run for it.
 
   Raises:
     UserError: the split cannot be read; raised by the returned function.

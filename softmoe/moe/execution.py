@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from softmoe import sharding
 from softmoe.errors import UserError
@@ -34,13 +34,13 @@ class Result(NamedTuple):
 
   Attributes:
     y: for every token, the combined outputs of its experts.
-    means: metrics that are means over groups.
+    means: metrics of each group, means over its slots or tokens.
     counts: metrics that are sums of (token, expert) pairs on this device.
   """
 
   y: Float[Array, 'g m d_out']
-  means: dict[str, Array]
-  counts: dict[str, Array]
+  means: dict[str, Float[Array, ' g']]
+  counts: dict[str, Float[Array, '']]
 
 
 def run(
@@ -50,6 +50,7 @@ def run(
   axis: str | None,
   implementation: str,
   exchange_chunks: int = 1,
+  mask: Bool[Array, 'g m'] | None = None,
 ) -> Result:
   """Returns the experts' outputs, combined for each token, and metrics.
 
@@ -60,13 +61,14 @@ def run(
     axis: mesh axis that the experts are split over; None: they are all here.
     implementation: of dropless experts, one of IMPLEMENTATIONS.
     exchange_chunks: of what slots hold; see `at_experts`.
+    mask: False where a token is padding, which metrics leave out.
 
   Raises:
     UserError: the slots do not fill the chunks, or there are none.
   """
   at = functools.partial(at_experts, experts, axis=axis, chunks=exchange_chunks)
   if isinstance(routed, routing.Slots):
-    return run_slots(routed, x, at)
+    return run_slots(routed, x, at, mask)
   if routed.capacity is not None:
     return run_capacity(routed, routed.capacity, x, at)
   if exchange_chunks != 1:
@@ -79,13 +81,16 @@ def run_slots(
   routed: routing.Slots,
   x: Float[Array, 'g m d'],
   at_experts: AtExperts,
+  mask: Bool[Array, 'g m'] | None = None,
 ) -> Result:
   """Runs experts on dense mixtures of tokens."""
   slots = dispatch.dispatch(x, routed.dispatch)
   y = dispatch.combine(at_experts(slots), routed.combine)
   means = {
-    'dispatch_max': jnp.mean(jnp.max(routed.dispatch, axis=-3)),
-    'combine_max': jnp.mean(jnp.max(routed.combine, axis=(-2, -1))),
+    'dispatch_max': jnp.mean(jnp.max(routed.dispatch, axis=1), axis=(1, 2)),
+    'combine_max': jax.vmap(routing.mean_over_tokens)(
+      jnp.max(routed.combine, axis=(2, 3)), mask
+    ),
   }
   return Result(y, means, {'executed': _count(slots[..., 0].size)})
 

@@ -103,11 +103,14 @@ class MoE(nnx.Module):
     Returns:
       y: as x, with the experts' output width.
       aux: {'losses': {name: scalar}, 'metrics': {name: scalar}}. Losses are to
-        be added to the training loss as they are. Metrics beside the router's
-        own are per token: `executed`, the experts that run, and `flops`, what
-        they compute; of a sparse router also those `wanted` and `granted`; of
-        a dense one `dispatch_max` and `combine_max`, the largest weight in a
-        slot and in a token, averaged.
+        be added to the training loss as they are. They and the router's
+        metrics are means over the groups that hold a token; so are those of a
+        dense router, `dispatch_max` and `combine_max`, the largest weight in a
+        slot and in a token. The other metrics are per token: `executed`, the
+        experts that run, and `flops`, what they compute; of a sparse router
+        also those `wanted` and `granted`. No padding is in any of these, but
+        slots and buffers run whether padding fills them or not: `executed` and
+        `flops` are all that ran, for each token that is not padding.
 
     Raises:
       ValueError: the examples do not fill the groups, or the router's.
@@ -293,14 +296,22 @@ def _apply(
   route = functools.partial(_route, router, static | arrays)
   routed, aux = jax.vmap(route)(grouped)
   result = execution.run(
-    routed, grouped.x, experts, axis, implementation, exchange_chunks
+    routed,
+    grouped.x,
+    experts,
+    axis,
+    implementation,
+    exchange_chunks,
+    grouped.mask,
   )
   y = groups.join(result.y, (x.shape[0], x.shape[1]), across)
   if shared is not None:
     y = y + shared(x)
   if mask is not None:
     y = jnp.where(mask[..., None], y, 0)
-  real = x[..., 0].size if mask is None else jnp.sum(mask)
+  real = grouped.mask
+  if real is None:
+    real = jnp.ones(grouped.x.shape[:2], bool)
   return y, _aux(aux, result, real, experts.flops(), axes)
 
 
@@ -317,21 +328,31 @@ def _route(
 def _aux(
   aux: routing.Aux,
   result: execution.Result,
-  real: int | Int[Array, ''],
+  real: Bool[Array, 'g t'],
   flops: int,
   axes: tuple[str, ...],
 ) -> routing.Aux:
-  """Returns losses and metrics of all groups on all devices."""
-  mean = lambda v: jax.lax.pmean(v, axes) if axes else v
-  aux = jax.tree.map(lambda v: mean(jnp.mean(v, axis=0)), aux)
-  means = jax.tree.map(mean, result.means)
-  tokens = mean(jnp.asarray(real, jnp.float32))
-  counts = {
-    name: mean(count) / jnp.maximum(tokens, 1)
-    for name, count in result.counts.items()
-  }
+  """Returns losses and metrics of all groups on all devices.
+
+  Args:
+    aux: of each group.
+    result: of this device.
+    real: False where a token is padding; groups of nothing else do not count.
+    flops: of one expert on one row.
+    axes: of the mesh; empty: there is none.
+  """
+  total = lambda v: jax.lax.psum(v, axes) if axes else v
+  groups_with_tokens = jnp.any(real, axis=1)
+  num_groups = jnp.maximum(total(jnp.sum(groups_with_tokens)), 1)
+  num_tokens = jnp.maximum(total(jnp.sum(real)), 1)
+  mean = lambda v: total(jnp.sum(groups_with_tokens * v)) / num_groups
+  counts = {name: total(n) / num_tokens for name, n in result.counts.items()}
   counts['flops'] = counts['executed'] * flops
-  return aux._replace(metrics=aux.metrics | means | counts)
+  return routing.Aux(
+    losses=jax.tree.map(mean, aux.losses),
+    metrics=jax.tree.map(mean, aux.metrics | result.means) | counts,
+    steer=jax.tree.map(lambda v: total(jnp.sum(v, axis=0)), aux.steer),
+  )
 
 
 def _steering(router: Any, errors: dict[str, Array]) -> dict[str, Array]:

@@ -85,3 +85,31 @@ def test_images_that_fill_the_batch_up_are_not_routed():
   whole = classification.make_evaluator(experiment, 'test[:100]')(params)
   assert metrics['accuracy'] == whole['accuracy']
   assert metrics['moe/granted'] == pytest.approx(whole['moe/granted'])
+
+
+@pytest.mark.parametrize(
+  ('router', 'fields'),
+  [
+    ('soft', dict(slots_per_expert=2)),
+    ('threshold', dict(slots_per_expert=1, threshold=0.5)),
+  ],
+)
+def test_moe_metrics_are_those_of_an_evaluation_without_padding(router, fields):
+  """The last batch of 64 is the only one, of 4 images and 60 empty ones."""
+  fields |= dict(router=router, blocks=(0,), group_size=2)
+  moe = {f'model__moe__{name}': value for name, value in fields.items()}
+  evaluated = []
+  for batch_size in (64, 4):
+    config = parse(
+      mesh='data:1',
+      model__depth=1,
+      data__eval_batch_size=batch_size,
+      **moe,
+    )
+    experiment = experiment_lib.build(config, jax.devices()[:1])
+    evaluate = classification.make_evaluator(experiment, 'test[:4]')
+    evaluated.append(evaluate(experiment.init_params()))
+  padded, whole = evaluated
+  for name in ('moe/executed', 'moe/flops'):  # of all that ran
+    assert padded.pop(name) >= whole.pop(name)
+  assert padded == pytest.approx(whole, rel=1e-5)
