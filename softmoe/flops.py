@@ -21,7 +21,7 @@ from softmoe.models import mixtures
 def forward_flops(
   config: config_lib.Config, experts_per_token: float | None = None
 ) -> float:
-  """Returns the FLOPs of one image's forward pass, as the compiler counts.
+  """Returns the FLOPs of one image's evaluation, as the compiler counts.
 
   The count is of the traced program, before the compiler rewrites it. A `scan`
   would count its body once, so the blocks are unrolled for it. All types are
@@ -71,9 +71,16 @@ def active_params(experiment: experiment_lib.Experiment) -> int:
 
 
 def is_fixed(config: config_lib.Config) -> bool:
-  """Tells whether an image costs the same whatever it shows."""
+  """Tells whether an image's evaluation costs the same whatever it shows."""
   moe = config.model.moe
   return not (moe.blocks and mixtures.is_adaptive(moe))
+
+
+def in_training(config: config_lib.Config) -> config_lib.Config:
+  """Returns a config whose evaluation costs a forward pass of training."""
+  moe = mixtures.in_training(config.model.moe)
+  model = dataclasses.replace(config.model, moe=moe)
+  return dataclasses.replace(config, model=model)
 
 
 def _count(config: config_lib.Config) -> float:

@@ -92,6 +92,19 @@ def test_buffers_count_whole():
   assert twice == pytest.approx(MLP + ROUTING, rel=0.05)
 
 
+def test_a_capacity_of_evaluation_alone_counts_in_evaluation_alone():
+  fields = dict(k=2, eval_capacity_factor=1.5)
+  assert sparse('tokens_choice', **fields)() == pytest.approx(
+    2 * MLP + ROUTING, rel=0.05
+  )
+  config = tiny()
+  config.model.moe.update(router='threshold', blocks=(1,), num_experts=4)
+  config.model.moe.eval_capacity_factor = 2.0
+  config = config_lib.parse(config)
+  assert flops.is_fixed(config)
+  assert not flops.is_fixed(flops.in_training(config))
+
+
 def test_dropless_experts_count_as_many_as_are_wanted():
   three = sparse('bias_balanced', k=3)()
   assert three == pytest.approx(2 * MLP + ROUTING, rel=0.05)

@@ -131,15 +131,23 @@ def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.MoE:
 
 
 def is_dropless(moe: config_lib.MoEConfig) -> bool:
-  """Tells whether experts keep every token that wants them."""
+  """Tells whether experts keep every token that wants them at evaluation.
+
+  The answer for training is that of `in_training(moe)`.
+  """
   if moe.router == 'relu':
     return True
   sparse = 'capacity_factor' in ROUTERS[moe.router].fields
-  return sparse and not moe.capacity_factor
+  return sparse and not (moe.eval_capacity_factor or moe.capacity_factor)
+
+
+def in_training(moe: config_lib.MoEConfig) -> config_lib.MoEConfig:
+  """Returns the fields with which evaluation has the capacity of training."""
+  return dataclasses.replace(moe, eval_capacity_factor=0.0)
 
 
 def is_adaptive(moe: config_lib.MoEConfig) -> bool:
-  """Tells whether tokens differ in how many experts run for them."""
+  """Tells whether tokens differ in how many experts run at evaluation."""
   adaptive = moe.router in ('relu', 'threshold') or moe.num_null > 0
   return adaptive and is_dropless(moe)
 
@@ -210,7 +218,7 @@ def check(moe: config_lib.MoEConfig) -> None:
         given,
         f'{field.default!r}: the router {moe.router!r} does not read it',
       )
-  if moe.exchange_chunks != 1 and is_dropless(moe):
+  if moe.exchange_chunks != 1 and is_dropless(in_training(moe)):
     raise UserError(
       'config.model.moe.exchange_chunks',
       moe.exchange_chunks,

@@ -21,7 +21,8 @@ class Logger:
   the next step is on its way. `flush` fetches the last ones.
 
   Attributes:
-    forward_flops: FLOPs of one image's forward pass.
+    forward_flops: FLOPs of one image's forward pass in training.
+    is_fixed: whether all images cost as much.
   """
 
   def __init__(
@@ -33,7 +34,9 @@ class Logger:
     """Drops what `workdir` tells of later steps than `start_step`."""
     config = self._config = experiment.config
     chief = jax.process_index() == 0
-    self.forward_flops = flops.forward_flops(config)
+    trained = flops.in_training(config)
+    self.forward_flops = flops.forward_flops(trained)
+    self.is_fixed = flops.is_fixed(trained)
     self._peak_flops = flops.peak_flops(experiment.mesh)
     self._progress = progress.Progress(
       config.steps, start_step, config.data.batch_size, enabled=chief
@@ -97,6 +100,6 @@ class Logger:
     if not rate:
       return {}
     speed = {'images_per_second': rate}
-    if self._peak_flops and flops.is_fixed(self._config):
+    if self._peak_flops and self.is_fixed:
       speed['mfu'] = 3 * self.forward_flops * rate / self._peak_flops
     return speed

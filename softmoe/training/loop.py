@@ -170,7 +170,7 @@ def _announce(
 ) -> None:
   """Says what is trained, on what, and from where on."""
   mesh = dict(experiment.mesh.shape)
-  fixed = '' if flops.is_fixed(experiment.config) else 'up to '
+  fixed = '' if logger.is_fixed else 'up to '
   logger.message(
     f'{experiment.config.name}: {experiment.num_params():,} parameters, '
     f'{fixed}{logger.forward_flops / 1e9:.3g} GFLOP an image, '
@@ -193,7 +193,7 @@ def _result(
     'split': config.data.eval_split,
     **evaluation,
     'params': experiment.num_params(),
-    'gflop_per_image': _forward_flops(config, logger, evaluation) / 1e9,
+    'gflop_per_image': _forward_flops(config, evaluation) / 1e9,
     'train': logger.speed(),
     'device': jax.devices()[0].device_kind,
     'devices': experiment.mesh.size,
@@ -202,11 +202,9 @@ def _result(
 
 
 def _forward_flops(
-  config: config_lib.Config,
-  logger: logger_lib.Logger,
-  evaluation: dict[str, float],
+  config: config_lib.Config, evaluation: dict[str, float]
 ) -> float:
   """Returns an image's FLOPs, of as many experts as the evaluation used."""
   if flops.is_fixed(config):
-    return logger.forward_flops
+    return flops.forward_flops(config)
   return flops.forward_flops(config, evaluation['moe/wanted'])
