@@ -98,8 +98,8 @@ def test_a_capacity_of_evaluation_alone_counts_in_evaluation_alone():
     2 * MLP + ROUTING, rel=0.05
   )
   config = tiny()
-  config.model.moe.update(router='threshold', blocks=(1,), num_experts=4)
-  config.model.moe.eval_capacity_factor = 2.0
+  fields |= dict(router='tokens_choice', num_null=2)
+  config.model.moe.update(blocks=(1,), num_experts=4, **fields)
   config = config_lib.parse(config)
   assert flops.is_fixed(config)
   assert not flops.is_fixed(flops.in_training(config))
