@@ -32,8 +32,7 @@ def logits(
   Raises:
     ValueError: the tokens are not as wide as the kernel.
   """
-  if x.shape[-1] != kernel.shape[0]:
-    raise ValueError(f'x: got width {x.shape[-1]}; {kernel.shape[0]}')
+  check_width(x, kernel.shape[0])
   return jnp.matmul(
     x.astype(jnp.float32),
     kernel.astype(jnp.float32),

@@ -183,9 +183,9 @@ class TokensChoice(nnx.Module):
       mask: (m) False where a token is padding.
     """
     m = choices.shape[0]
-    if m * self.k > MAX_ORDER:
-      most = MAX_ORDER // self.k
-      raise ValueError(f'x: got {m} tokens; {most} at most with k={self.k}')
+    most = MAX_ORDER // self.k
+    allowed = f'{most} at most with k={self.k}'
+    gating.require(m <= most, 'x', f'{m} tokens', allowed)
     place = jnp.arange(m)
     if self.batch_priority:
       first = jnp.max(gates, axis=1)

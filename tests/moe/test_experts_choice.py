@@ -281,5 +281,5 @@ def test_bad_size_is_named():
     ExpertsChoice(0, 4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match='num_experts: got -1; at least 1'):
     ExpertsChoice(4, -1, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match=f'x: got width 5; {WIDTH}'):
+  with pytest.raises(ValueError, match=f"x: got 'width 5'; {WIDTH}"):
     create(4, {})(jnp.ones((3, 5)))

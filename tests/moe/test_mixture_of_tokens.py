@@ -204,5 +204,5 @@ def test_bad_arguments_of_a_call():
     model(jnp.ones((5, 8)))
   with pytest.raises(ValueError, match='temperature: got -0.5; at least 0'):
     model(jnp.ones((4, 8)), temperature=-0.5)
-  with pytest.raises(ValueError, match='x: got width 5; 8'):
+  with pytest.raises(ValueError, match="x: got 'width 5'; 8"):
     model(jnp.ones((4, 5)))

@@ -379,5 +379,5 @@ def test_bad_arguments_of_a_call():
   model = router(4, 8)
   with pytest.raises(ValueError, match='threshold: got 2.0; above 0'):
     model(jnp.ones((3, 4)), threshold=2.0)
-  with pytest.raises(ValueError, match='x: got width 5; 4'):
+  with pytest.raises(ValueError, match="x: got 'width 5'; 4"):
     model(jnp.ones((3, 5)))

@@ -575,7 +575,7 @@ def test_bad_size_is_named():
     TokensChoice(0, 4, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match='num_experts: got 0; at least 1'):
     TokensChoice(4, 0, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match=f'x: got width 5; {WIDTH}'):
+  with pytest.raises(ValueError, match=f"x: got 'width 5'; {WIDTH}"):
     create(4, {})(jnp.ones((3, 5)))
 
 
@@ -585,5 +585,5 @@ def test_more_choices_than_float32_can_order_are_refused():
   gates = lambda x: router(x)[0].gates
   assert jax.eval_shape(gates, x).shape == (2**23, 4)
   x = jax.ShapeDtypeStruct((2**23 + 1, WIDTH), jnp.float32)
-  with pytest.raises(ValueError, match='8388609 tokens; 8388608 at most'):
+  with pytest.raises(ValueError, match="'8388609 tokens'; 8388608 at most"):
     jax.eval_shape(gates, x)
