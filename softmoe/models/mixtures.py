@@ -31,10 +31,13 @@ class Entry(NamedTuple):
   Attributes:
     create: called with width, number of experts, param_dtype and rngs.
     fields: those of `MoEConfig` that it takes too, under the same names.
+    optional: those of `fields` that it takes as None where the config, whose
+      fields are never None, has 0.
   """
 
   create: Callable[..., routing.Router]
   fields: tuple[str, ...]
+  optional: tuple[str, ...] = ()
 
 
 def _identity(width, num_experts, slots_per_expert, *, param_dtype, rngs):
@@ -44,16 +47,6 @@ def _identity(width, num_experts, slots_per_expert, *, param_dtype, rngs):
 def _threshold(width, num_experts, *, param_dtype, rngs, **fields):
   mode = 'dropless' if fields['capacity_factor'] is None else 'capacity'
   return threshold.Threshold(width, num_experts, mode=mode, rngs=rngs, **fields)
-
-
-def _experts_choice(width, num_experts, *, capacity_factor, rngs, **fields):
-  return experts_choice.ExpertsChoice(
-    width,
-    num_experts,
-    capacity_factor=capacity_factor or 0.0,  # never without: 0 is refused
-    rngs=rngs,
-    **fields,
-  )
 
 
 def _soft(**weights: str) -> Entry:
@@ -82,26 +75,37 @@ ROUTERS = {
       'noise_std',
       'losses',
     ),
+    optional=('capacity_factor', 'eval_capacity_factor'),
   ),
   'experts_choice': Entry(
-    _experts_choice,
+    experts_choice.ExpertsChoice,
     ('capacity_factor', 'softmax_over', 'noise_std'),
   ),
   'threshold': Entry(
     _threshold,
     ('threshold', 'capacity_factor', 'eval_capacity_factor', 'balance'),
+    optional=('capacity_factor', 'eval_capacity_factor'),
   ),
   'bias_balanced': Entry(
-    bias_balanced.BiasBalanced, ('k', 'rate', 'capacity_factor')
+    bias_balanced.BiasBalanced,
+    ('k', 'rate', 'capacity_factor'),
+    optional=('capacity_factor',),
   ),
   'relu': Entry(relu.ReLURouter, ('k',)),
 }
 # What the layer reads, whatever the router.
 COMMON = frozenset(
-  ('router', 'blocks', 'num_experts', 'expert_dim', 'expert_init')
-) | frozenset(('shared_dim', 'group_size', 'exchange_chunks'))
-# Config fields are never None: 0 says that there is no limit.
-OPTIONAL = ('capacity_factor', 'eval_capacity_factor')
+  (
+    'router',
+    'blocks',
+    'num_experts',
+    'expert_dim',
+    'expert_init',
+    'shared_dim',
+    'group_size',
+    'exchange_chunks',
+  )
+)
 
 
 def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.MoE:
@@ -137,7 +141,7 @@ def is_dropless(moe: config_lib.MoEConfig) -> bool:
   """
   if moe.router == 'relu':
     return True
-  sparse = 'capacity_factor' in ROUTERS[moe.router].fields
+  sparse = 'capacity_factor' in ROUTERS[moe.router].optional
   return sparse and not (moe.eval_capacity_factor or moe.capacity_factor)
 
 
@@ -175,12 +179,10 @@ def make_router(
 ) -> routing.Router:
   """Returns the router alone."""
   entry, values = ROUTERS[config.moe.router], dataclasses.asdict(config.moe)
+  if not values['eval_capacity_factor']:  # as in training
+    values['eval_capacity_factor'] = values['capacity_factor']
   fields = {name: values[name] for name in entry.fields}
-  if 'eval_capacity_factor' in fields:
-    fields['eval_capacity_factor'] = (
-      fields['eval_capacity_factor'] or fields['capacity_factor']
-    )
-  fields |= {name: fields[name] or None for name in OPTIONAL if name in fields}
+  fields |= {name: fields[name] or None for name in entry.optional}
   return entry.create(
     config.width,
     config.moe.num_experts,

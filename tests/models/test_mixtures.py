@@ -129,7 +129,7 @@ def test_sizes_of_experts_and_shared_expert():
     ('relu', dict(k=5), 'k: got 5; above 0, at most 4'),
     ('threshold', dict(threshold=1.5), 'threshold: got 1.5; above 0, at most'),
     ('tokens_choice', dict(capacity_factor=-1.0), 'capacity_factor: got -1.0'),
-    ('experts_choice', dict(capacity_factor=0.0), 'capacity_factor: got '),
+    ('experts_choice', dict(capacity_factor=0.0), 'capacity_factor: got 0'),
     ('tokens_choice', dict(losses=(('y', 1.0),)), "losses: got 'y'; names out"),
     ('mixture_of_tokens', dict(temperature=-1.0), 'temperature: got -1.0; at'),
     ('soft', dict(num_experts=0), 'num_experts: got 0; at least 1'),
