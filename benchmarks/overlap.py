@@ -34,6 +34,8 @@ OPTIONS = {
   },
   'latency hiding': {'xla_gpu_enable_latency_hiding_scheduler': True},
 }
+# A call is one on a TPU's sparse core.
+STARTS = ('all-to-all-start', 'call-start')
 COMPUTES = ('fusion', 'custom-call', 'convolution', 'dot')
 MATMUL = re.compile('op_name="[^"]*dot_general')
 # Its matmuls are tuned on the GPU, which is not here.
@@ -89,9 +91,11 @@ def exchanges(text: str) -> tuple[int, list[tuple[int, int]]]:
       started = flying.get(next(iter(instruction.operands), ''))
       if instruction.opcode == 'all-to-all':
         blocking += 1
-      elif instruction.opcode == 'all-to-all-start':
+      elif instruction.opcode in STARTS and 'all_to_all' in (
+        instruction.attributes
+      ):
         flying[name] = [0, 0]
-      elif instruction.opcode == 'all-to-all-done' and started:
+      elif instruction.opcode.endswith('-done') and started:
         hidden.append(tuple(started))
         del flying[instruction.operands[0]]
       elif instruction.opcode in COMPUTES:
