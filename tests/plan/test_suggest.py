@@ -3,17 +3,14 @@
 import pytest
 
 from softmoe import experiment as experiment_lib
+from softmoe import sharding
 from softmoe.plan import estimate, programs, suggest, targets
-
-
-def flags(config, new):
-  return suggest._changes(config, new)
 
 
 def test_cheap_changes_come_first_and_all_can_be_built(tiny):
   config = tiny(mesh='data:4,expert:2', data__batch_size=64)
   tried = list(suggest._candidates(config, 8, True))
-  fields = [set(flags(config, new)) for new in tried]
+  fields = [set(suggest._changes(config, new)) for new in tried]
   assert fields[0] == {'model.remat'}
   assert fields[1] == {'model.remat', 'mesh'}
   assert [new.mesh for new in tried[1:4]] == [
@@ -21,73 +18,80 @@ def test_cheap_changes_come_first_and_all_can_be_built(tiny):
     'data:1,fsdp:4,expert:2',
     'data:1,fsdp:8,expert:1',
   ]
-  assert [new.optimizer.accumulate for new in tried[3:]] == [
-    1,
-    2,
-    4,
-    8,
-    4,
-    2,
-    1,
-  ]
+  parts = [new.optimizer.accumulate for new in tried[3:]]
+  assert parts == [1, 2, 4, 8, 4, 2, 1]
   assert [new.data.batch_size for new in tried[7:]] == [32, 16, 8]
   for new in tried:
     experiment_lib.build(new)
 
 
-def test_with_a_state_that_is_too_large_it_is_split_at_once(tiny):
+def test_a_state_that_is_too_large_is_split_at_once(tiny):
   config = tiny(mesh='data:8')
   first = next(suggest._candidates(config, 8, False))
-  assert flags(config, first) == {
+  assert suggest._changes(config, first) == {
     'model.remat': True,
     'mesh': 'data:4,fsdp:2,expert:1',
   }
 
 
+STATE, IMAGE = 800, 100  # bytes, of all devices and of one image
+
+
+def report(config, limit):
+  """Returns what a compiler might say: remat saves half of an image."""
+  sizes = sharding.axis_sizes(config.mesh, 8)
+  state = STATE // (sizes['fsdp'] * sizes['expert'])
+  images = config.data.batch_size // 8 // config.optimizer.accumulate
+  total = state + images * IMAGE // (2 if config.model.remat else 1)
+  memory = {'total': total, 'limit': limit, 'fits': total <= limit}
+  return {
+    'parameter_bytes': state // 3,
+    programs.TRAIN: {'optimizer_bytes': state * 2 // 3, 'memory': memory},
+  }
+
+
 @pytest.fixture
-def limited(monkeypatch):
-  """Lets a CPU have so many bytes of memory; returns the configs compiled."""
-  compiled, limit = [], {}
+def compiled(monkeypatch):
+  """Stands for the compiler, with 1,000 bytes; returns what was compiled."""
+  configs = []
 
   def estimate_(config, target, *, which, cache):
-    compiled.append(config)
-    report = real(config, target, which=which, cache=cache)
-    memory = report[programs.TRAIN]['memory']
-    memory['limit'] = limit['bytes']
-    memory['fits'] = memory['total'] <= limit['bytes']
-    return report
+    assert which == (programs.TRAIN,)
+    configs.append(config)
+    return report(config, 1000)
 
-  real = estimate.estimate
   monkeypatch.setattr(estimate, 'estimate', estimate_)
-  return compiled, limit
+  return configs
 
 
-def run(config, limited, share):
-  """Returns what is suggested where `share` of what is needed is there."""
+@pytest.mark.parametrize(
+  ('batch', 'changes'),
+  [
+    (24, {'model.remat': True}),  # 800 + 3 x 50
+    (64, {'model.remat': True, 'mesh': 'data:4,fsdp:2,expert:1'}),  # 400 + 400
+    (
+      256,
+      {
+        'model.remat': True,
+        'mesh': 'data:1,fsdp:8,expert:1',
+        'optimizer.accumulate': 2,  # 100 + 16 x 50
+      },
+    ),
+  ],
+)
+def test_the_first_that_fits_is_suggested(tiny, compiled, batch, changes):
+  config = tiny(mesh='data:8', data__batch_size=batch)
   target = targets.open_target('cpu:8')
-  limited[1]['bytes'] = 2**60
-  report = estimate.estimate(
-    config, target, which=(programs.TRAIN,), cache=None
-  )
-  needed = report[programs.TRAIN]['memory']['total']
-  limited[1]['bytes'] = int(share * needed)
-  report[programs.TRAIN]['memory'] |= {
-    'limit': limited[1]['bytes'],
-    'fits': False,
-  }
-  limited[0].clear()
-  return suggest.suggest(config, target, report)
-
-
-def test_what_is_suggested_was_compiled_and_fits(tiny, limited):
-  config = tiny(mesh='data:8', data__batch_size=512)
-  found = run(config, limited, 0.7)
+  found = suggest.suggest(config, target, report(config, 1000))
+  assert found['changes'] == changes
+  assert found['tried'] == len(compiled)
   assert found['train']['memory']['fits']
-  assert found['tried'] == len(limited[0])
-  assert found['changes'] == flags(config, limited[0][-1])
-  assert found['changes']
 
 
-def test_nothing_is_suggested_where_nothing_fits(tiny, limited):
-  config = tiny('vit', mesh='data:8', data__batch_size=16)
-  assert run(config, limited, 0.01) is None
+def test_nothing_is_suggested_where_nothing_fits(tiny, monkeypatch):
+  monkeypatch.setattr(
+    estimate, 'estimate', lambda config, *_, **__: report(config, 90)
+  )
+  config = tiny(mesh='data:8', data__batch_size=16)
+  target = targets.open_target('cpu:8')
+  assert suggest.suggest(config, target, report(config, 90)) is None
