@@ -23,8 +23,8 @@ from softmoe.plan import compiling, estimate, programs, targets
 
 # Chips that suit a size: TPUs v4, v5e, v5p, v6e, and H100s.
 SLICES = {
-  's16': ('v4:2x2x2', 'v5e:2x4', 'v5p:2x2x2', 'v6e:2x4', 'h100:8'),
-  'b16': ('v4:2x2x4', 'v5e:4x4', 'v5p:2x2x4', 'v6e:4x4', 'h100:8'),
+  's16': ('v4:2x2x4', 'v5e:4x4', 'v5p:2x2x4', 'v6e:4x4', 'h100:8'),
+  'b16': ('v4:2x4x4', 'v5e:4x8', 'v5p:2x4x4', 'v6e:4x8', 'h100:2x8'),
   'l16': ('v4:4x4x4', 'v5e:8x8', 'v5p:4x4x4', 'v6e:8x8', 'h100:4x8'),
   'h14': ('v4:4x8x8', 'v5e:16x16', 'v5p:4x8x8', 'v6e:16x16', 'h100:16x8'),
 }

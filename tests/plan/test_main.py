@@ -1,5 +1,6 @@
 """`python -m softmoe.plan`, as a user runs it."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -90,3 +91,58 @@ def test_bad_input_is_one_line(directory, flags, said):
   assert done.returncode == 2
   assert said in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
+
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
+)
+needs_cuda = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason='jax-cuda12-plugin is not installed',
+)
+
+
+@pytest.mark.parametrize(
+  'target',
+  [
+    pytest.param('v5e:2x4', marks=needs_libtpu),
+    pytest.param('v4:2x2x2', marks=needs_libtpu),
+    pytest.param('h100:8', marks=needs_cuda),
+  ],
+)
+def test_a_slice_that_is_not_here(directory, target):
+  done = plan(
+    directory,
+    f'--config={TINY}:soft',
+    '--config.mesh=data:2,expert:4',
+    f'--target={target}',
+    '--json',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  train = report['train']
+  assert train['collectives']['all-to-all']['count'] == 4
+  assert train['memory']['fits']
+  assert train['seconds']['roofline'] > 0
+  assert train['chip_hours'] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_mended(directory):
+  """ViT L/16 with 4,096 images on 8 small chips."""
+  done = plan(
+    directory,
+    '--config=configs/jft4b.py:vit-l16',
+    '--config.model.remat=false',
+    '--target=v5e:2x4',
+    '--json',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  memory = report['train']['memory']
+  assert not memory['fits']
+  assert memory['total'] > memory['limit'] > 0
+  suggestion = report['suggestion']
+  assert suggestion['changes']['model.remat'] is True
+  assert suggestion['train']['memory']['fits']
