@@ -114,7 +114,14 @@ def _inference(step: dict) -> list[str]:
     *(_ms(seconds[n]) for n in ('compute', 'memory', 'interconnect')),
     _ms(seconds['roofline']),
     _ms(seconds['scheduled']),
+    _ms(_in_turn(seconds)),
   ]
+
+
+def _in_turn(seconds: dict) -> float | None:
+  """Returns the time if nothing hides behind the exchange."""
+  cores = seconds['scheduled']
+  return cores and cores + seconds['interconnect']
 
 
 def _ratio(dense: dict, soft: dict) -> list[str]:
@@ -128,6 +135,7 @@ def _ratio(dense: dict, soft: dict) -> list[str]:
     '-',
     over(a['roofline'], b['roofline']),
     over(a['scheduled'], b['scheduled']),
+    over(_in_turn(a), _in_turn(b)),
   ]
 
 
@@ -188,6 +196,7 @@ TABLES = {
     [
       *('slice', 'model', 'TFLOP', 'traffic, GiB', 'all-to-all, MiB'),
       *(*_TIMES, 'roofline, ms *', 'cores by the compiler, ms'),
+      'cores, then exchange, ms *',
     ],
   ),
   'scaling': (
