@@ -10,6 +10,8 @@ are kept in ~/.cache/softmoe/plan, so that a run that was stopped goes on.
 """
 
 import os
+import pathlib
+import runpy
 import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -17,10 +19,11 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 import ml_collections
 import timing
 
-from configs import jft4b
 from softmoe import config as config_lib
 from softmoe.plan import compiling, estimate, programs, targets
 
+CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'jft4b.py'
+get_config = runpy.run_path(str(CONFIG))['get_config']
 # Chips that suit a size: TPUs v4, v5e, v5p, v6e, and H100s.
 SLICES = {
   's16': ('v4:2x2x4', 'v5e:4x4', 'v5p:2x2x4', 'v6e:4x4', 'h100:8'),
@@ -56,7 +59,7 @@ def sizes() -> list[list[str]]:
   for size, names in SLICES.items():
     for model in ('vit', 'soft'):
       for name in names:
-        config = jft4b.get_config(f'{model}-{size}')
+        config = get_config(f'{model}-{size}')
         report = plan(config, name, programs.TRAIN)
         rows.append([f'{model}-{size}', name, *_training(report)])
         print('| ' + ' | '.join(rows[-1]) + ' |', file=sys.stderr, flush=True)
@@ -92,7 +95,7 @@ def headline() -> list[list[str]]:
   for name in HEADLINE:
     parts = []
     for model in ('vit', 'soft'):
-      config = jft4b.get_config(f'{model}-h14')
+      config = get_config(f'{model}-h14')
       if model == 'soft':
         config.model.moe.num_experts = 128
         chips = len(targets.open_target(name).devices)
@@ -146,7 +149,7 @@ def scaling() -> list[list[str]]:
   """
   rows = []
   for chips, name in CHIPS.items():
-    config = jft4b.get_config('soft-b16')
+    config = get_config('soft-b16')
     config.data.batch_size = 16 * chips
     config.model.moe.num_experts = chips
     config.model.moe.slots_per_expert = SLOTS // chips
