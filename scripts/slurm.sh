@@ -1,0 +1,35 @@
+#!/bin/bash
+# Trains on the nodes of a SLURM allocation, one task a node, all its GPUs each.
+#
+#   sbatch --nodes=4 scripts/slurm.sh configs/jft4b.py:soft-b16 /shared/runs/b16 \
+#     --config.data.source=tfds:NAME
+#
+# The arguments are the config, the directory of the run (on a file system that
+# all nodes share) and further flags of train.py. The tasks find each other by
+# what srun tells them. Ten minutes before its time is up the job is told to
+# stop; it then saves, ends with code 75, and is put in the queue again.
+
+#SBATCH --job-name=softmoe
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+set -uo pipefail
+
+config=${1:?the config, FILE or FILE:ARGUMENT}
+workdir=${2:?the directory of the run, shared by all nodes}
+shift 2
+
+# One task that ends takes the others along, if it has not told them itself.
+srun --kill-on-bad-exit=1 --wait=120 \
+  "${PYTHON:-.venv/bin/python}" train.py \
+  --config="$config" --workdir="$workdir" "$@"
+code=$?
+if [ "$code" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
