@@ -37,7 +37,6 @@ flags.register_validator(_TARGET, bool, 'give --target=SLICE, such as cpu:8')
 
 def main() -> None:
   """Prints the estimate of one config or two."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # no word on missing GPUs
   import jax
 
   from softmoe import config as config_lib
@@ -66,4 +65,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  # Before JAX is imported: no word on GPUs that are not here.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   launch.run(main)
