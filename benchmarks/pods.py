@@ -9,12 +9,9 @@ whose name ends with `*` is analytic, the others are from the compiler. Results
 are kept in ~/.cache/softmoe/plan, so that a run that was stopped goes on.
 """
 
-import os
 import pathlib
 import runpy
 import sys
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import ml_collections
 import timing

@@ -4,7 +4,6 @@ python -m softmoe.plan --config=configs/jft4b.py:soft-h14 --target=v5p:8x8x4
 """
 
 import json
-import os
 import pathlib
 import sys
 
@@ -65,6 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  # Before JAX is imported: no word on GPUs that are not here.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   launch.run(main)
