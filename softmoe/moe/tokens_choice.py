@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from softmoe.moe import gating, losses, routing
 
 LOSSES = ('importance', 'load', 'switch', 'gshard', 'z')
+Coefficients = tuple[tuple[str, float], ...]
+V_MOE = (('importance', 0.005), ('load', 0.005))
 
 # float32 counts without gaps up to here.
 MAX_ORDER = 2**24
@@ -48,6 +50,9 @@ class TokensChoice(nnx.Module):
     code the balance losses then count all k choices of a token, each 1 / k,
     and give every null expert the mean count of all. E above includes them.
 
+  In training the logits get normal noise. The losses 'importance' and 'z' are
+  of the logits before it; 'load' is 0 where there is none.
+
   Attributes:
     kernel: (d, n), LeCun normal, no bias; null experts last.
   """
@@ -65,10 +70,7 @@ class TokensChoice(nnx.Module):
     batch_priority: bool = False,
     normalize: bool = False,
     num_null: int = 0,
-    losses: Mapping[str, float] | tuple[tuple[str, float], ...] = (
-      ('importance', 0.005),
-      ('load', 0.005),
-    ),
+    losses: Mapping[str, float] | Coefficients = V_MOE,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -80,16 +82,12 @@ class TokensChoice(nnx.Module):
       k: experts of a token.
       capacity_factor: c, 1 if even use just fits; None: nothing is dropped.
       eval_capacity_factor: c where there is no key; 'same': capacity_factor.
-      capacity_multiple: rounds capacity up to a multiple of it; V-MoE's code
-        has 4.
-      noise_std: E times the standard deviation of the normal noise that the
-        logits get in training.
+      capacity_multiple: that the capacity is rounded up to; 4 in V-MoE's code.
+      noise_std: E times the standard deviation of the noise on the logits.
       batch_priority: the largest first gates go first, not the first tokens.
       normalize: divides the k gates by their sum.
       num_null: null experts.
-      losses: names out of 'importance', 'load', 'switch', 'gshard' and 'z',
-        with coefficients; see `moe.losses`. Importance and z are of the logits
-        before noise; load is 0 where there is no noise.
+      losses: names out of LOSSES with coefficients; see `moe.losses`.
       param_dtype: of the kernel.
       rngs: source of the kernel's key.
 
@@ -98,15 +96,12 @@ class TokensChoice(nnx.Module):
     """
     if eval_capacity_factor == 'same':
       eval_capacity_factor = capacity_factor
-    self.num_experts = num_experts
-    self.k = k
+    self.num_experts, self.num_null, self.k = num_experts, num_null, k
     self.capacity_factor = capacity_factor
     self.eval_capacity_factor = eval_capacity_factor
     self.capacity_multiple = capacity_multiple
-    self.noise_std = noise_std
-    self.batch_priority = batch_priority
+    self.noise_std, self.batch_priority = noise_std, batch_priority
     self.normalize = normalize or num_null > 0
-    self.num_null = num_null
     self.losses = tuple(dict(losses).items())
     gating.check_sizes(width, num_experts)
     self._check()
