@@ -9,6 +9,11 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import bias_balanced, routing
+from tests.moe.sparse import (
+  check_nothing_but_padding_moves_nothing,
+  check_nothing_reaches_earlier_tokens,
+  route,
+)
 
 # Tokens, width, experts, choices.
 SHAPES = (
@@ -32,11 +37,6 @@ def router(width=8, experts=6, k=2, **options):
   return bias_balanced.BiasBalanced(
     width, experts, k=k, rngs=nnx.Rngs(0), **options
   )
-
-
-@jax.jit
-def route(model, x, mask):
-  return model(x, mask=mask)
 
 
 def sigmoid(x):
@@ -179,28 +179,11 @@ def test_capacity_prefers_higher_scores():
 
 
 def test_routing_ignores_later_tokens_and_padding_to_the_bit():
-  model = router()
-  x, other = jax.random.normal(jax.random.key(0), (2, 16, 8))
-  before, _ = route(model, x, jnp.ones(16, bool))
-  for first in (1, 5, 15):
-    changed = jnp.concatenate([x[:first], other[first:]])
-    for mask in (jnp.ones(16, bool), jnp.arange(16) < first):
-      after, _ = route(model, changed, mask)
-      np.testing.assert_array_equal(before.gates[:first], after.gates[:first])
-      np.testing.assert_array_equal(
-        before.priority[:first], after.priority[:first]
-      )
-    assert not np.any(after.wanted()[first:])
+  check_nothing_reaches_earlier_tokens(router())
 
 
 def test_nothing_but_padding_moves_nothing():
-  x, mask = jnp.ones((4, 8)), jnp.zeros(4, bool)
-  assignment, aux = route(router(), x, mask)
-  assert not np.any(assignment.wanted())
-  assert np.all(aux.steer['bias'] == 0)
-  np.testing.assert_array_equal(
-    router()(x)[0].priority, route(router(), x, ~mask)[0].priority
-  )
+  assert check_nothing_but_padding_moves_nothing(router()) == {}
 
 
 def test_scores_that_underflow_keep_their_ratio():

@@ -4,7 +4,6 @@ The forward loop is plain numpy. The gradient is that of a second loop, in
 jax.numpy, which takes the tokens that experts took as constants.
 """
 
-import functools
 import math
 
 import jax
@@ -14,11 +13,10 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import experts_choice
+from tests.moe.sparse import QUICK_COMPILE, check_gradients, compute, route
 
 ExpertsChoice = experts_choice.ExpertsChoice
 WIDTH, DRAWS = 6, 20
-# Much code that runs for an instant: LLVM need not polish it.
-QUICK_COMPILE = {'xla_backend_optimization_level': 0}
 # Draws in which an expert's gates (or logits) of two tokens come closer are
 # redone: those that order tokens differ by more than rounding.
 GAP = 1e-5
@@ -46,11 +44,6 @@ CASES = {
 
 def create(experts, options):
   return ExpertsChoice(WIDTH, experts, **options, rngs=nnx.Rngs(0))
-
-
-@jax.jit
-def route(router, x, mask=None, key=None):
-  return router(x, mask=mask, key=key)
 
 
 def loop(router, x, noise, mask, up, down):
@@ -93,31 +86,6 @@ def scalar(kernel, x, over, constant):
     out = jnp.tanh(x @ up[e]) @ down[e]
     y = y + (kept[:, e] * gate)[:, None] * out
   return jnp.sum(y * cotangent)
-
-
-def apply(assignment, x, up, down):
-  """Returns the outputs and the kept pairs, as `Assignment` defines them."""
-  order = jnp.argsort(-assignment.priority, axis=0)
-  place = jnp.argsort(order, axis=0)
-  kept = assignment.wanted() & (place < assignment.capacity)
-  outputs = jnp.einsum(
-    'meh,ehd->med', jnp.tanh(jnp.einsum('md,edh->meh', x, up)), down
-  )
-  y = jnp.sum(jnp.where(kept, assignment.gates, 0)[:, :, None] * outputs, 1)
-  return y, kept
-
-
-@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-def compute(router, x, mask, key, up, down, cotangent):
-  """Returns gradients of the router, and what it makes of the tokens."""
-
-  def loss(router, x):
-    assignment, _ = router(x, mask=mask, key=key)
-    y, kept = apply(assignment, x, up, down)
-    return jnp.sum(y * cotangent), (y, kept)
-
-  grads, forward = jax.grad(loss, argnums=(0, 1), has_aux=True)(router, x)
-  return (grads[0].kernel[...], grads[1]), forward
 
 
 def draw(rng, tokens, experts, skew, std, padded):
@@ -163,15 +131,16 @@ def test_router_is_the_loop(case):
     down = jnp.float32(rng.normal(size=(experts, 5, WIDTH)))
     cotangent = jnp.float32(rng.normal(size=x.shape))
     router.kernel[...] = kernel
-    grads, (y, kept) = compute(router, x, mask, key, up, down, cotangent)
+    grads, (y, kept, _, losses) = compute(
+      router, x, mask, key, up, down, cotangent
+    )
     expected_y, expected = loop(router, x, noise, np.asarray(mask), up, down)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
     constant = noise, mask, expected, up, down, cotangent
     right = reference(kernel, x, router.softmax_over, constant)
-    for got, want in zip(grads, right, strict=True):
-      size = max(np.max(np.abs(want)), 1)
-      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * size)
+    check_gradients(grads, right)
+    assert losses == {}
 
 
 def by_hand(x, **options):

@@ -8,14 +8,10 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe.moe import losses
+from tests.moe.loss_loops import counted, switch, variation
 
 GATES = jnp.array([[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]])
 FIRST = jnp.array([[1.0, 0, 0], [1, 0, 0]])
-
-
-def variation(values):
-  mean = sum(values) / len(values)
-  return sum((v - mean) ** 2 for v in values) / len(values) / mean**2
 
 
 def importance(gates, mask):
@@ -31,21 +27,6 @@ def load(logits, threshold, std, mask):
         needed = (threshold[t] - logits[t, e]) / std
         sums[e] += 1 - 0.5 * (1 + math.erf(needed / math.sqrt(2)))
   return variation([s / sum(mask) for s in sums])
-
-
-def counted(gates, choices, mask):
-  """Returns the number of real tokens, and c_e and m_e of every expert."""
-  n, pairs = sum(mask), []
-  for e in range(gates.shape[1]):
-    c = sum(choices[t, e] for t in range(len(gates)) if mask[t])
-    m = sum(gates[t, e] for t in range(len(gates)) if mask[t]) / n
-    pairs.append((c, m))
-  return n, pairs
-
-
-def switch(gates, choices, mask):
-  n, pairs = counted(gates, choices, mask)
-  return len(pairs) * sum(c / n * m for c, m in pairs)
 
 
 def gshard(gates, choices, mask):

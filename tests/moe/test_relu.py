@@ -10,6 +10,11 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import relu, routing
+from tests.moe.sparse import (
+  check_nothing_but_padding_moves_nothing,
+  check_nothing_reaches_earlier_tokens,
+  route,
+)
 
 # Tokens, width, experts, target number of active experts.
 SHAPES = (
@@ -31,11 +36,6 @@ CASES = 17  # of each shape
 
 def router(width=8, experts=6, k=2, **options):
   return relu.ReLURouter(width, experts, k=k, rngs=nnx.Rngs(0), **options)
-
-
-@jax.jit
-def route(model, x, mask):
-  return model(x, mask=mask)
 
 
 def draw(rng, m, d, e):
@@ -167,30 +167,13 @@ def test_loss_and_lambda_bring_the_number_of_experts_to_k():
 
 
 def test_routing_ignores_later_tokens_and_padding_to_the_bit():
-  model = router()
-  assert model.causal
-  x, other = jax.random.normal(jax.random.key(0), (2, 16, 8))
-  before, _ = route(model, x, jnp.ones(16, bool))
-  for first in (1, 5, 15):
-    changed = jnp.concatenate([x[:first], other[first:]])
-    for mask in (jnp.ones(16, bool), jnp.arange(16) < first):
-      after, _ = route(model, changed, mask)
-      np.testing.assert_array_equal(before.gates[:first], after.gates[:first])
-      np.testing.assert_array_equal(
-        before.priority[:first], after.priority[:first]
-      )
-    assert not np.any(after.wanted()[first:])
+  assert router().causal
+  check_nothing_reaches_earlier_tokens(router())
 
 
 def test_nothing_but_padding_adds_and_moves_nothing():
-  x, mask = jnp.ones((4, 8)), jnp.zeros(4, bool)
-  assignment, aux = route(router(), x, mask)
-  assert not np.any(assignment.wanted())
-  assert float(aux.losses['sparsity']) == 0
-  assert float(aux.steer['log_coefficient']) == 0
-  np.testing.assert_array_equal(
-    router()(x)[0].priority, route(router(), x, ~mask)[0].priority
-  )
+  losses = check_nothing_but_padding_moves_nothing(router())
+  assert float(losses['sparsity']) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import threshold
+from tests.moe import loss_loops
 
 # Tokens, width, experts, capacity factor.
 SHAPES = (
@@ -101,13 +102,11 @@ def draw(rng, m, d, e, capacity):
 
 def expected_loss_and_gradient(x, kernel, mask, p, kept, cotangent):
   """Returns the loss and d(sum(cotangent * combine) + loss) / d(x, kernel)."""
-  experts, real = p.shape[1], max(np.sum(mask), 1)
-  top1 = np.zeros(experts, np.float32)
-  mean = np.zeros(experts, np.float32)
-  for token in np.flatnonzero(mask):
-    top1[np.argmax(p[token])] += 1 / real
-    mean += p[token] / real
-  loss = 0.01 * experts * np.sum(top1 * mean)
+  experts = p.shape[1]
+  first = np.eye(experts, dtype=np.float32)[np.argmax(p, axis=1)]
+  loss = 0.01 * loss_loops.switch(p, first, mask)
+  real, pairs = loss_loops.counted(p, first, mask)
+  top1 = np.array([count / real for count, _ in pairs], np.float32)
   dp = np.where(kept, cotangent, 0)
   dp = dp + np.where(mask[:, None], 0.01 * experts * top1 / real, 0)
   dlogits = p * (dp - np.sum(dp * p, axis=1, keepdims=True))
