@@ -3,7 +3,7 @@
 python eval.py --workdir=runs/soft --step=best --split='test[:50%]'
 """
 
-import json
+from typing import Any
 
 from absl import flags
 
@@ -22,14 +22,13 @@ _MESH = flags.DEFINE_string(
 flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 
-def main() -> None:
-  """Evaluates, and prints the result."""
+def main() -> dict[str, Any]:
+  """Evaluates, and returns the result."""
   from softmoe.evaluation import run
 
-  result = run.evaluate_workdir(
+  return run.evaluate_workdir(
     _WORKDIR.value, step=_STEP.value, split=_SPLIT.value, mesh=_MESH.value
   )
-  print(json.dumps(result))
 
 
 if __name__ == '__main__':

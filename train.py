@@ -3,7 +3,7 @@
 python train.py --config=configs/quickstart.py:soft --workdir=runs/soft
 """
 
-import json
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,13 +23,12 @@ flags.register_validator(
 flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 
-def main() -> None:
-  """Trains, and prints the result as one line of JSON."""
+def main() -> dict[str, Any]:
+  """Trains, and returns the result."""
   from softmoe import config as config_lib
   from softmoe.training import loop
 
-  result = loop.train(config_lib.parse(_CONFIG.value), _WORKDIR.value)
-  print(json.dumps(result))
+  return loop.train(config_lib.parse(_CONFIG.value), _WORKDIR.value)
 
 
 if __name__ == '__main__':

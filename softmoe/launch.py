@@ -4,8 +4,10 @@ Imports neither JAX nor Flax at the top: the process is replaced first where
 its environment must change.
 """
 
+import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -15,7 +17,7 @@ from softmoe.errors import UserError
 
 FAILED = 1  # exit code of a run that diverged
 BAD_INPUT = 2  # exit code of a UserError
-STOPPED = 75  # exit code of a run that was told to stop: start it again
+STOPPED = 75  # exit code of a run that stopped midway: start it again
 
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 
@@ -26,13 +28,42 @@ _CPU_DEVICES = flags.DEFINE_integer(
   'that is not above the number of cores.',
   lower_bound=0,
 )
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'HOST:PORT of process 0; SLURM, Kubernetes and Cloud TPU need no such flags.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes that run this command together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, from 0.'
+)
+_JOIN_SECONDS = flags.DEFINE_integer(
+  'join_seconds', 300, 'How long to wait for the other processes at the start.'
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  'heartbeat_seconds',
+  30,
+  'A process that is silent for so long is dead, and the others end.',
+  lower_bound=5,
+)
 
 
-def run(main: Callable[[], Any]) -> None:
-  """Parses the flags, runs `main` and turns errors into exit codes."""
+def run(main: Callable[[], Any], alone: bool = False) -> None:
+  """Parses the flags, runs `main` and prints what it returns as JSON.
+
+  Errors become exit codes. Of several processes the first one prints.
+
+  Args:
+    main: returns what is to be printed; None: nothing is.
+    alone: whether to be one process, whatever the environment says of a job.
+  """
   use_huge_pages()
   logging.set_verbosity(logging.WARNING)
-  app.run(lambda _: guard(lambda: _start(main)), flags_parser=parse_flags)
+  app.run(
+    lambda _: guard(lambda: _start(main, alone)), flags_parser=parse_flags
+  )
 
 
 def use_huge_pages() -> None:
@@ -71,21 +102,31 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def guard(main: Callable[[], Any]) -> None:
   """Runs `main`; what a user should read ends the process with one line."""
+  from softmoe import peers
   from softmoe.training import divergence, preemption
 
   try:
-    main()
+    with peers.ending_on_loss():
+      main()
   except UserError as e:
-    _fail(str(e), BAD_INPUT)
+    peers.end(BAD_INPUT, str(e))
   except divergence.Diverged as e:
-    _fail(str(e), FAILED)
+    peers.end(FAILED, str(e))
+  except peers.Lost as e:
+    peers.end(STOPPED, str(e))
   except preemption.Stopped as e:
     print(e, file=sys.stderr)
+    peers.leave()
     sys.exit(STOPPED)
+  except Exception as e:
+    traceback.print_exc()
+    peers.end(FAILED, f'{type(e).__name__}: {e}')
 
 
-def _start(main: Callable[[], Any]) -> None:
+def _start(main: Callable[[], Any], alone: bool) -> None:
   import jax
+
+  from softmoe import distributed, peers
 
   # One device a core: element-wise work then runs on every core too.
   cores = (
@@ -95,7 +136,14 @@ def _start(main: Callable[[], Any]) -> None:
   )
   devices = _CPU_DEVICES.value or 1 << (cores.bit_length() - 1)
   jax.config.update('jax_num_cpu_devices', devices)
-  main()
+  flags_ = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  job = None if alone else distributed.find(*flags_)
+  if job:
+    distributed.join(job, _JOIN_SECONDS.value, _HEARTBEAT_SECONDS.value)
+  result = main()
+  peers.leave()
+  if result is not None and jax.process_index() == 0:
+    print(json.dumps(result))
 
 
 def _explain(error: Exception) -> str:

@@ -8,6 +8,7 @@ another row.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -50,7 +51,7 @@ def train_batches(
     UserError: the config, the source or one of its examples is wrong; for an
       example it is raised by the iterator.
   """
-  rows = _check_rows('batch_size', config.batch_size, rows)
+  local = _check_rows('batch_size', config.batch_size, rows)
   source = _open(config, config.train_split)
   transform = transforms.train_transform(config)
   order_seed, transform_seed = _seeds(seed)
@@ -66,7 +67,8 @@ def train_batches(
 
   def load_batch(step: int) -> Batch:
     first = step * config.batch_size
-    return _stack(config, [stream[first + row] for row in rows])
+    examples: list[Any] = [stream[first + row] for row in local]
+    return _stack(config, examples)
 
   steps = grain.MapDataset.range(start_step, len(stream) // config.batch_size)
   return _read(steps.map(load_batch), config)
@@ -95,7 +97,7 @@ def eval_batches(
   Raises:
     UserError: as `train_batches`.
   """
-  rows = _check_rows('eval_batch_size', config.eval_batch_size, rows)
+  local = _check_rows('eval_batch_size', config.eval_batch_size, rows)
   source = _open(config, split)
   transform = transforms.eval_transform(config)
 
@@ -104,9 +106,9 @@ def eval_batches(
     return {'image': transform(example['image']), 'label': example['label']}
 
   def load(step: int) -> Batch:
-    indices = [step * config.eval_batch_size + row for row in rows]
+    indices = [step * config.eval_batch_size + row for row in local]
     examples = [load_one(i) for i in indices if i < len(source)]
-    return _pad(config, examples, len(rows))
+    return _pad(config, examples, len(local))
 
   steps = -(-len(source) // config.eval_batch_size)
   return _read(grain.MapDataset.range(steps).map(load), config)

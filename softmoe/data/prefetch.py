@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -74,7 +75,7 @@ def _place(
   rows = local_rows(mesh, batch_size)
 
   def place(array: np.ndarray) -> jax.Array:
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(batch_size)
       first = np.searchsorted(rows, start)
       return array[first : first + stop - start]

@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  launch.run(main)
+  launch.run(main, alone=True)

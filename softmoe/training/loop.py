@@ -11,7 +11,7 @@ from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import flops
+from softmoe import flops, peers
 from softmoe.data import batches, prefetch
 from softmoe.evaluation import classification
 from softmoe.training import checkpoint, preemption
@@ -45,6 +45,7 @@ def train(
   if result is None:
     experiment = experiment_lib.build(config)
     _check_data(experiment)
+    workdir_lib.share(workdir)
     result = _train(experiment, workdir)
   elif jax.process_index() == 0:
     print(f'{workdir} holds the finished run', file=sys.stderr)
@@ -58,6 +59,7 @@ def _train(
   with (
     preemption.StopSignal() as stop,
     workdir_lib.open_checkpoints(workdir, config) as checkpoints,
+    peers.ending_on_loss(),
   ):
     # Restored before anything is written: it may be another model's.
     start = checkpoints.latest() or 0
@@ -106,8 +108,8 @@ class _Run:
       state, metrics = self.train_step(state, next(self.batches))
       self.logger.step(step, metrics)
       last = step == config.steps
-      # Read once: a signal from here on is for the next step.
-      stopping = '' if last else stop.name
+      # Asked once: a signal from here on is for the next step.
+      stopping = '' if last else stop.after_step()
       evaluating = last or _divides(config.eval_every, step)
       saving = last or stopping or _divides(config.checkpoint.every, step)
       if not evaluating and not saving:

@@ -8,12 +8,15 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from absl import logging
 
 from softmoe import config as config_lib
+from softmoe import peers
 from softmoe.errors import UserError
 from softmoe.training import checkpoint
 
@@ -51,6 +54,28 @@ def claim(
       '--workdir', str(workdir), 'a directory that is new, empty or of a run'
     )
   return workdir
+
+
+def share(workdir: pathlib.Path) -> None:
+  """Waits until all processes have claimed `workdir`, the same for all.
+
+  So nobody writes into it while another still looks at what is there.
+
+  Raises:
+    UserError: another process has a directory of its own by that name.
+  """
+  peers.meet('claimed')
+  token = workdir / f'.job.{peers.from_first("job", secrets.token_hex(8))}'
+  if jax.process_index() == 0:
+    token.touch()
+  peers.meet('written')
+  if not token.exists():
+    raise UserError(
+      '--workdir', str(workdir), 'a directory that all processes share'
+    )
+  peers.meet('shared')
+  if jax.process_index() == 0:
+    token.unlink()
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:
@@ -98,6 +123,8 @@ def reading(name: str) -> Iterator[None]:
   except UserError:
     raise
   except Exception as e:
+    if peers.is_loss(e):
+      raise
     problem = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
     raise UserError(
       name, problem, 'an intact checkpoint; removed, the one before it is used'
