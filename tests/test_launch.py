@@ -106,20 +106,22 @@ def test_an_error_is_one_line_and_a_code(capsys, error, code, text):
   assert capsys.readouterr() == ('', text)
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback(capsys):
   def main():
     raise ZeroDivisionError
 
-  with pytest.raises(ZeroDivisionError):
+  with pytest.raises(SystemExit) as e:
     launch.guard(main)
+  assert e.value.code == launch.FAILED
+  assert 'Traceback' in capsys.readouterr().err
 
 
 def test_a_stop_signal_is_noted_and_a_second_one_kills():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with preemption.StopSignal() as stop:
-    assert stop.name == ''
+    assert stop.after_step() == ''
     os.kill(os.getpid(), signal.SIGINT)
-    assert stop.name == 'SIGINT'
+    assert stop.after_step() == 'SIGINT'
     for number in (signal.SIGTERM, signal.SIGINT):
       assert signal.getsignal(number) == signal.SIG_DFL
   after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
