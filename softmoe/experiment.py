@@ -138,6 +138,11 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
   parts = max(accumulate, 1) * devices
   divided = not moe.blocks or moe.num_experts % mesh.shape['expert'] == 0
   for field, valid, expected in (
+    (
+      'mesh',
+      divided,
+      f'an expert axis that divides the {moe.num_experts} experts',
+    ),
     ('steps', config.steps >= 1, 'at least 1'),
     ('log_every', config.log_every >= 1, 'at least 1'),
     ('eval_every', config.eval_every >= 0, '0 or more'),
@@ -157,11 +162,6 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
       'data.eval_batch_size',
       data.eval_batch_size >= 1 and data.eval_batch_size % devices == 0,
       f'a positive multiple of {devices} (devices x group size)',
-    ),
-    (
-      'mesh',
-      divided,
-      f'an expert axis that divides the {moe.num_experts} experts',
     ),
   ):
     if not valid:

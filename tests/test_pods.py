@@ -69,14 +69,13 @@ class Process:
     self._process.send_signal(number)
 
   def printed(self):
-    """Returns the lines on stderr but those of Gloo."""
-    lines = self.err.read_text().splitlines()
-    return [line for line in lines if '[Gloo]' not in line]
+    """Returns what is on stderr; Gloo's lines may be cut by one another."""
+    return self.err.read_text()
 
   def wait_for(self, pattern):
-    """Returns once a line begins with `pattern`."""
+    """Returns once `pattern` was printed."""
     deadline = time.monotonic() + PATIENCE
-    while not any(re.match(pattern, line) for line in self.printed()):
+    while not re.search(pattern, self.printed()):
       assert self._process.poll() is None, self.printed()
       assert time.monotonic() < deadline, self.printed()
       time.sleep(0.02)
@@ -168,7 +167,7 @@ def test_sigterm_to_one_stops_all_and_four_go_on(start, reference, tmp_path):
   job[0].wait_for('experiment: ')
   job[1].send(signal.SIGTERM)
   _assert_codes(job, 75, 75)
-  first, second = (p.printed()[-1] for p in job)
+  first, second = (p.printed().splitlines()[-1] for p in job)
   assert first == second
   step = int(re.fullmatch(r'SIGTERM: saved step (\d+); .*', first)[1])
   assert _steps(tmp_path) == [step]
@@ -179,7 +178,7 @@ def test_sigterm_to_one_stops_all_and_four_go_on(start, reference, tmp_path):
   result = json.loads((tmp_path / 'result.json').read_text())
   assert json.loads(job[0].out.read_text()) == result
   for process in job[1:]:
-    assert process.printed() == []
+    assert not re.search('experiment:|resuming|step', process.printed())
     assert process.out.read_text() == ''
   _assert_same_run(tmp_path, reference)
 
@@ -201,14 +200,15 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   _assert_codes(job, 75, -signal.SIGKILL)
   assert time.monotonic() - killed < HEARTBEAT + 10
   assert f'resuming {tmp_path} at step 1' in job[0].printed()
-  assert job[0].printed()[-1] == (
+  # Among them: the runtime may have its own lines to add.
+  assert (
     'error: another process of the job ended or cannot be reached; '
     'the same command goes on from the last checkpoint'
-  )
+  ) in job[0].printed()
 
   job = start(2, *_train(tmp_path))
   _assert_codes(job, 0, 0)
-  assert any('resuming' in line for line in job[0].printed())
+  assert 'resuming' in job[0].printed()
   _assert_same_run(tmp_path, reference)
 
   (process,) = job = start(1, 'eval.py', f'--workdir={tmp_path}', devices=1)
