@@ -6,7 +6,6 @@ GPUs, 'h100:4x8' four hosts, 'cpu:8' devices of this machine's CPU.
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import math
 import os
 import re
@@ -14,11 +13,17 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from packaging import requirements, specifiers
 
 from softmoe import chips
 from softmoe.errors import UserError
+from softmoe.plan import slices
 
-_FORM = "'v5p:8x8x4', 'v6e:4x4', 'h100:8', 'h100:4x8' (hosts x GPUs) or 'cpu:8'"
+_NAMES = ', '.join(c.name for c in chips.CHIPS if c.dims)
+_FORM = (
+  f"'v5p:8x8x4' or another TPU slice ({_NAMES}), 'h100:8', 'h100:4x8' (hosts x "
+  "GPUs) or 'cpu:8'"
+)
 # What XLA's GPU compiler must know of a device that is not here. NVIDIA H100
 # Tensor Core GPU architecture white paper, and CUDA's device query of the SXM.
 _H100 = """
@@ -81,13 +86,13 @@ def open_target(name: str) -> Target:
   """
   match = re.fullmatch(r'([a-z]\w*):(\d+(?:x\d+)*)', name)
   if not match:
-    raise UserError('--target', name, f'a slice such as {_FORM}')
+    raise UserError('--target', name, _FORM)
   kind, shape = match[1], tuple(map(int, match[2].split('x')))
   if kind == 'cpu':
     return _cpu(name, shape)
   chip = chips.named(kind)
   if chip is None or (chip.dims == 0 and kind != 'h100'):
-    raise UserError('--target', name, f'a slice such as {_FORM}')
+    raise UserError('--target', name, _FORM)
   return _tpu(name, chip, shape) if chip.dims else _gpu(name, chip, shape)
 
 
@@ -101,7 +106,8 @@ def _cpu(name: str, shape: tuple[int, ...]) -> Target:
 
 
 def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
-  _require('libtpu', name, "pip install 'softmoe[plan-tpu]'")
+  slices.check(name, chip, shape)
+  version = _version('libtpu', name, 'plan-tpu')
   # Otherwise libtpu looks for the machine that it does not run on.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
@@ -111,26 +117,41 @@ def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
   options = {'chip_config_name': 'megacore'} if chip.name == 'v4' else {}
   topology = f'{chip.name}:{"x".join(map(str, shape))}'
   devices = _describe(name, 'tpu', topology, options)
-  version = importlib.metadata.version('libtpu')
   return Target(name, chip, devices, shape, f'libtpu {version}')
 
 
 def _gpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
-  plugin = 'jax_cuda12_plugin'
-  _require(plugin, name, "pip install 'softmoe[plan-cuda]'")
   if len(shape) > 2:
     raise UserError('--target', name, "'h100:8' or 'h100:4x8' (hosts x GPUs)")
+  version = _version('jax-cuda12-plugin', name, 'plan-cuda')
   hosts, gpus = shape if len(shape) == 2 else (1, *shape)
   topology = f'1x{hosts}x{gpus}'
   options = {'topology': topology, 'target_config': _H100}
   devices = _describe(name, 'cuda', topology, options)
-  version = importlib.metadata.version(plugin)
-  return Target(name, chip, devices, (hosts, gpus), f'{plugin} {version}')
+  compiler = f'jax-cuda12-plugin {version}'
+  return Target(name, chip, devices, (hosts, gpus), compiler)
 
 
-def _require(module: str, name: str, install: str) -> None:
-  if importlib.util.find_spec(module) is None:
-    raise UserError('--target', name, f'its compiler installed: {install}')
+def _version(package: str, name: str, extra: str) -> str:
+  """Returns the version of a compiler that is there and JAX's own."""
+  install = f"pip install 'softmoe[{extra}]'"
+  try:
+    version = importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError as e:
+    expected = f'its compiler installed: {install}'
+    raise UserError('--target', name, expected) from e
+  wanted = _wanted(package)
+  if not wanted.contains(version, prereleases=True):
+    expected = f'{wanted}, for jax {jax.__version__}: {install}'
+    raise UserError(package, version, expected)
+  return version
+
+
+def _wanted(package: str) -> specifiers.SpecifierSet:
+  """Returns the versions of a package that this version of JAX names."""
+  lines = importlib.metadata.requires('jax') or ()
+  needs = map(requirements.Requirement, lines)
+  return next(n.specifier for n in needs if n.name == package)
 
 
 def _describe(

@@ -1,6 +1,5 @@
 """The TPU's own compiler, without a TPU: the same collectives as on a CPU."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -8,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.compilers import needs_libtpu
 
 SOFTMOE = pathlib.Path(__file__).parents[2]
 # In a process of its own: the compiler's library stays where it is loaded.
@@ -39,9 +40,7 @@ print(json.dumps([(c.kind, c.group, 'transpose(' in c.name) for c in found]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  not importlib.util.find_spec('libtpu'), reason='libtpu is not installed'
-)
+@needs_libtpu
 @pytest.mark.parametrize(
   'moe',
   [

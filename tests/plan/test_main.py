@@ -1,6 +1,5 @@
 """`python -m softmoe.plan`, as a user runs it."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -8,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.compilers import needs_cuda, needs_libtpu
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = 'tests/tiny.py'
@@ -91,15 +92,6 @@ def test_bad_input_is_one_line(directory, flags, said):
   assert done.returncode == 2
   assert said in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
-
-
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
-needs_cuda = pytest.mark.skipif(
-  importlib.util.find_spec('jax_cuda12_plugin') is None,
-  reason='jax-cuda12-plugin is not installed',
-)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,15 @@
 """Targets by name, and what is said where they cannot be had."""
 
-import importlib.util
+import importlib.metadata
 import types
 
 import jax
 import pytest
+from packaging import specifiers
 
 from softmoe.errors import UserError
 from softmoe.plan import targets
-
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed'
-)
-needs_cuda = pytest.mark.skipif(
-  importlib.util.find_spec('jax_cuda12_plugin') is None,
-  reason='jax-cuda12-plugin is not installed',
-)
+from tests.compilers import needs_cuda, needs_libtpu
 
 
 def test_a_cpu_target_is_devices_of_this_machine():
@@ -41,8 +35,34 @@ def test_more_cpu_devices_than_there_are():
   ('name', 'extra'), [('v5e:4x4', 'plan-tpu'), ('h100:8', 'plan-cuda')]
 )
 def test_a_missing_compiler_names_its_install(monkeypatch, name, extra):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
+  def version(package):
+    raise importlib.metadata.PackageNotFoundError(package)
+
+  monkeypatch.setattr(importlib.metadata, 'version', version)
   with pytest.raises(UserError, match=rf'softmoe\[{extra}\]'):
+    targets.open_target(name)
+
+
+@pytest.mark.parametrize('name', ['v5e:4x4', 'h100:8'])
+def test_a_compiler_of_another_jax_is_named(monkeypatch, name):
+  monkeypatch.setattr(importlib.metadata, 'version', lambda _: '0.0.1')
+  with pytest.raises(UserError, match=f"got '0.0.1'; .*jax {jax.__version__}:"):
+    targets.open_target(name)
+
+
+@pytest.mark.parametrize(
+  ('name', 'listed'),
+  [
+    ('v5e:4x4x4', '2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$'),
+    ('v6e:32x32', '16x16$'),
+    ('v3:3x3', '16x32, 32x32$'),
+    ('v5p:3x5x7', 'multiples of 4 up to 6,144 chips'),
+    ('v5p:4x4', '2x2x1, 2x2x2, 2x2x4, 2x4x4 or'),
+    ('v4:32x32x32', 'up to 4,096 chips'),
+  ],
+)
+def test_a_slice_that_is_not_offered_lists_those_that_are(name, listed):
+  with pytest.raises(UserError, match=listed):
     targets.open_target(name)
 
 
@@ -55,8 +75,9 @@ def asked(monkeypatch):
     calls.append(options)
     return types.SimpleNamespace(devices=[object()] * 32)
 
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda _: True)
-  monkeypatch.setattr(targets.importlib.metadata, 'version', lambda _: '1.0')
+  wanted = specifiers.SpecifierSet('')
+  monkeypatch.setattr(targets, '_wanted', lambda _: wanted)
+  monkeypatch.setattr(importlib.metadata, 'version', lambda _: '1.0')
   monkeypatch.setattr(targets.topologies, 'get_topology_desc', describe)
   return calls
 
@@ -65,7 +86,7 @@ def test_what_the_tpu_compiler_is_asked(asked):
   target = targets.open_target('v3:4x4')
   assert asked == [{'platform': 'tpu', 'topology_name': 'v3:4x4'}]
   assert (target.shape, target.num_chips) == ((4, 4), 16)
-  targets.open_target('v4:2x2x8')
+  targets.open_target('v4:2x2x4')
   assert asked[1]['chip_config_name'] == 'megacore'  # as the runtime shows it
 
 
@@ -85,7 +106,7 @@ def test_what_the_compiler_refuses_is_one_line(monkeypatch, asked):
 
   monkeypatch.setattr(targets.topologies, 'get_topology_desc', refuse)
   with pytest.raises(UserError, match=r'\(no such topology\)') as e:
-    targets.open_target('v5p:3x3x3')
+    targets.open_target('v5p:4x4x4')
   assert 'and more' not in str(e.value)
 
 
@@ -104,12 +125,6 @@ def test_what_the_compiler_refuses_is_one_line(monkeypatch, asked):
 def test_tpu_slices(name, devices, chips):
   target = targets.open_target(name)
   assert (len(target.devices), target.num_chips) == (devices, chips)
-
-
-@needs_libtpu
-def test_a_slice_that_the_compiler_does_not_know():
-  with pytest.raises(UserError, match='--target'):
-    targets.open_target('v5p:3x5x7')
 
 
 @needs_cuda
