@@ -40,8 +40,11 @@ def suggest(
     'train': the report of the training step.
   """
   devices = len(target.devices)
+  limit = report['train']['memory']['limit']
   state_bytes = report['parameter_bytes'] + report['train']['optimizer_bytes']
-  state_fits = state_bytes < report['train']['memory']['limit']
+  state_fits = state_bytes < limit
+  if _least_state(report, state_bytes, devices) > limit:
+    return None  # whatever the batch: nothing needs to be compiled
   candidates = _candidates(config, devices, state_fits)
   for tried, candidate in enumerate(candidates, start=1):
     new = estimate.estimate(
@@ -51,6 +54,14 @@ def suggest(
       changes = _changes(config, candidate)
       return {'changes': changes, 'tried': tried, 'train': new['train']}
   return None
+
+
+def _least_state(
+  report: dict[str, Any], state_bytes: int, devices: int
+) -> float:
+  """Returns the bytes of a device where all share the state alike."""
+  whole = report['parameters'] * 4  # float32
+  return state_bytes / report['parameter_bytes'] * whole / devices
 
 
 def _candidates(

@@ -45,6 +45,7 @@ def report(config, limit):
   total = state + images * IMAGE // (2 if config.model.remat else 1)
   memory = {'total': total, 'limit': limit, 'fits': total <= limit}
   return {
+    'parameters': STATE // 12,  # a third of the state, in float32
     'parameter_bytes': state // 3,
     programs.TRAIN: {'optimizer_bytes': state * 2 // 3, 'memory': memory},
   }
@@ -88,10 +89,19 @@ def test_the_first_that_fits_is_suggested(tiny, compiled, batch, changes):
   assert found['train']['memory']['fits']
 
 
-def test_nothing_is_suggested_where_nothing_fits(tiny, monkeypatch):
-  monkeypatch.setattr(
-    estimate, 'estimate', lambda config, *_, **__: report(config, 90)
-  )
+@pytest.mark.parametrize(('limit', 'tries'), [(90, False), (110, True)])
+def test_nothing_is_suggested_where_nothing_fits(
+  tiny, monkeypatch, limit, tries
+):
+  """Nor compiled where 8 devices cannot hold the state: 100 bytes each."""
+  compiled = []
+
+  def estimate_(config, *_, **__):
+    compiled.append(config)
+    return report(config, limit)
+
+  monkeypatch.setattr(estimate, 'estimate', estimate_)
   config = tiny(mesh='data:8', data__batch_size=16)
   target = targets.open_target('cpu:8')
-  assert suggest.suggest(config, target, report(config, 90)) is None
+  assert suggest.suggest(config, target, report(config, limit)) is None
+  assert bool(compiled) is tries
