@@ -1,4 +1,6 @@
-"""The one exception for input that a user can put right."""
+"""Input that a user can put right, and the exit code of what can go on."""
+
+STOPPED = 75  # exit code of a run that stopped midway: start it again
 
 
 class UserError(ValueError):

@@ -13,11 +13,10 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from softmoe.errors import UserError
+from softmoe.errors import STOPPED, UserError
 
 FAILED = 1  # exit code of a run that diverged
 BAD_INPUT = 2  # exit code of a UserError
-STOPPED = 75  # exit code of a run that stopped midway: start it again
 
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 

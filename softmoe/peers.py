@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed
 
-STOPPED = 75  # exit code of what may be started again as it is
+from softmoe.errors import STOPPED
 
 _ENDED = 'softmoe/ended'  # key of why the job ended
 _FOREVER = 10**9  # milliseconds; the runtime watches over those who wait

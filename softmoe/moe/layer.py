@@ -282,17 +282,10 @@ def _apply(
     axes: of the mesh; empty: there is none.
     axis: that the experts are split over.
   """
-  x, mask, ids, keys = tokens
+  x, mask = tokens.x, tokens.mask
   if mask is not None:
     x = jnp.where(mask[..., None], x, 0)  # NaN in padding must not spread
-  if keys is not None:
-    keys = jnp.broadcast_to(keys[:, None], x.shape[:2])
-  grouped = Tokens(
-    *(
-      None if v is None else groups.split(v, size, across)
-      for v in (x, mask, ids, keys)
-    )
-  )
+  grouped = _group(tokens._replace(x=x), size, across)
   route = functools.partial(_route, router, static | arrays)
   routed, aux = jax.vmap(route)(grouped)
   result = execution.run(
@@ -313,6 +306,18 @@ def _apply(
   if real is None:
     real = jnp.ones(grouped.x.shape[:2], bool)
   return y, _aux(aux, result, real, experts.flops(), axes)
+
+
+def _group(tokens: Tokens, size: int, across: bool) -> Tokens:
+  x, mask, ids, keys = tokens
+  if keys is not None:
+    keys = jnp.broadcast_to(keys[:, None], x.shape[:2])
+  return Tokens(
+    *(
+      None if v is None else groups.split(v, size, across)
+      for v in (x, mask, ids, keys)
+    )
+  )
 
 
 def _route(

@@ -7,6 +7,7 @@ import jax
 import pytest
 from packaging import specifiers
 
+from softmoe import chips
 from softmoe.errors import UserError
 from softmoe.plan import targets
 from tests.compilers import needs_cuda, needs_libtpu
@@ -64,6 +65,12 @@ def test_a_compiler_of_another_jax_is_named(monkeypatch, name):
 def test_a_slice_that_is_not_offered_lists_those_that_are(name, listed):
   with pytest.raises(UserError, match=listed):
     targets.open_target(name)
+
+
+@pytest.mark.parametrize('chip', [c.name for c in chips.CHIPS if c.dims])
+def test_every_tpu_has_its_slices(chip):
+  with pytest.raises(UserError, match=f'a slice of the {chip}: 2x2'):
+    targets.open_target(f'{chip}:1x1x1x1')
 
 
 @pytest.fixture
