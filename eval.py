@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from softmoe import launch
+from softmoe.process import launch
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
 _STEP = flags.DEFINE_string(

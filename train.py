@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from softmoe import launch
+from softmoe.process import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The experiment: FILE or FILE:ARGUMENT.', lock_config=True

@@ -22,7 +22,8 @@ from jax import numpy as jnp
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.training import state, step
+from softmoe.runs import state
+from softmoe.training import step
 
 ROUNDS = 3
 STEPS = 6

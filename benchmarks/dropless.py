@@ -19,7 +19,8 @@ import timing
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe.moe import experts, layer, mlp, threshold
+from softmoe.moe import experts, layer, mlp
+from softmoe.moe.routers import threshold
 
 TOKENS, WIDTH, EXPERTS, HIDDEN = 4096, 512, 64, 256
 WANTED = (8, 4, 2)

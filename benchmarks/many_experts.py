@@ -20,7 +20,8 @@ import timing
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe.moe import experts, experts_choice, layer, mlp, soft, tokens_choice
+from softmoe.moe import experts, layer, mlp
+from softmoe.moe.routers import experts_choice, soft, tokens_choice
 
 GROUP, TOKENS = 8, 256
 WIDTH, HIDDEN, SLOTS = 192, 768, 1024

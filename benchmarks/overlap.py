@@ -21,7 +21,7 @@ from softmoe import config as config_lib  # noqa: E402
 from softmoe import experiment as experiment_lib  # noqa: E402
 from softmoe import sharding  # noqa: E402
 from softmoe.plan import hlo, targets  # noqa: E402
-from softmoe.training import state as state_lib  # noqa: E402
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib  # noqa: E402
 
 # By name: compiler options, the same as flags of LIBTPU_INIT_ARGS or XLA_FLAGS.

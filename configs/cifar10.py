@@ -7,7 +7,7 @@ images: 205 of 50,000. ARGUMENT is one of ARGUMENTS.
   tfds build cifar10 --file_format=array_record
   python train.py --config=configs/cifar10.py:ARGUMENT --workdir=DIR
 
-Expected result: not measured by us yet. The cost is, by `softmoe.flops`:
+Expected result: not measured by us yet. The cost is, by `softmoe.costs.flops`:
 vit 5.4 M parameters and 0.728 GFLOP an image; soft 32.0 M and 0.692, with 48
 slots (16 experts) for the 64 tokens.
 """

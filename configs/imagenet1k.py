@@ -12,7 +12,7 @@ one of ARGUMENTS, for instance soft-s16.
 Expected result: not measured by us yet. The first paper gives vit-s16 more
 than 76 % top-1 accuracy after 90 epochs, and 80 % after 300 (--config.steps=
 375342). No paper trains a Soft MoE on ImageNet-1k alone. GFLOP an image, by
-`softmoe.flops`, as vit / soft: ti16 2.53 / 2.46, s32 2.26 / 2.04,
+`softmoe.costs.flops`, as vit / soft: ti16 2.53 / 2.46, s32 2.26 / 2.04,
 s16 9.21 / 8.60, b32 8.67 / 7.75, b16 35.1 / 31.9, l16 122.8 / 111.0.
 """
 

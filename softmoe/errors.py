@@ -1,6 +1,8 @@
-"""Input that a user can put right, and the exit code of what can go on."""
+"""Every exception that ends a run in good order, and every exit code."""
 
-STOPPED = 75  # exit code of a run that stopped midway: start it again
+FAILED = 1  # a run that diverged, or an error that nobody foresaw
+BAD_INPUT = 2  # a UserError
+STOPPED = 75  # a run that stopped midway: start it again
 
 
 class UserError(ValueError):
@@ -18,3 +20,26 @@ class UserError(ValueError):
   def __init__(self, field: str, given: object, expected: str):
     self.field, self.given, self.expected = field, given, expected
     super().__init__(f'{field}: got {given!r}; {expected}')
+
+
+class Diverged(Exception):
+  """The loss, a gradient or a parameter is no longer finite."""
+
+
+class Stopped(Exception):
+  """The run was told to stop, has saved its state and can go on later."""
+
+  def __init__(self, name: str, step: int):
+    """Takes the name of the signal and the step that was saved."""
+    super().__init__(
+      f'{name}: saved step {step}; the same command goes on from there'
+    )
+
+
+class Lost(Exception):
+  """Another process of the job cannot be reached."""
+
+  def __init__(self, reason: str):
+    super().__init__(
+      f'{reason}; the same command goes on from the last checkpoint'
+    )

@@ -15,7 +15,8 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import vit
 from softmoe.moe import routing
-from softmoe.training import losses, optimizer, schedules
+from softmoe.optim import optimizer, schedules
+from softmoe.tasks import losses
 
 Params = dict[str, Any]
 

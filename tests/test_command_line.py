@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from softmoe import experiment as experiment_lib
-from softmoe.training import state as state_lib
-from softmoe.training import workdir as workdir_lib
+from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ['--config=tests/tiny.py:soft', '--cpu_devices=1']

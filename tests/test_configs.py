@@ -11,10 +11,12 @@ import pytest
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import flops, sharding
-from softmoe.data import batches, prefetch, sources, transforms
+from softmoe import sharding
+from softmoe.costs import flops
+from softmoe.data import prefetch
+from softmoe.data.images import batches, sources, transforms
 from softmoe.errors import UserError
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
 FILES = sorted(pathlib.Path('configs').glob('*.py'))

@@ -55,7 +55,7 @@ def test_the_number_of_pods_is_the_same_everywhere(manifest):
 def test_a_pod_that_stopped_midway_starts_again_and_bad_input_does_not(
   manifest,
 ):
-  from softmoe import launch
+  from softmoe import errors
 
   spec = manifest['Job']['spec']
   actions = {
@@ -64,9 +64,9 @@ def test_a_pod_that_stopped_midway_starts_again_and_bad_input_does_not(
     for code in rule.get('onExitCodes', {}).get('values', [])
   }
   assert actions == {
-    launch.STOPPED: 'Ignore',
-    launch.FAILED: 'FailJob',
-    launch.BAD_INPUT: 'FailJob',
+    errors.STOPPED: 'Ignore',
+    errors.FAILED: 'FailJob',
+    errors.BAD_INPUT: 'FailJob',
   }
   (container,) = spec['template']['spec']['containers']
   for rule in spec['podFailurePolicy']['rules']:

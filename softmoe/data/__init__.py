@@ -1,1 +1,1 @@
-"""Images from a named source to global batches: sources, transforms."""
+"""From a source to global batches on the devices."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from softmoe.data import source as source_lib
+from softmoe.data.images import source as source_lib
 from softmoe.errors import UserError
 
 _BOUND = r'(-?\d+%?)?'

@@ -9,8 +9,9 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe.data import batches, prefetch
-from softmoe.training import losses
+from softmoe.data import prefetch
+from softmoe.data.images import batches
+from softmoe.tasks import losses
 
 
 def make_evaluator(

@@ -7,9 +7,9 @@ from typing import Any
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.evaluation import classification
-from softmoe.training import checkpoint
-from softmoe.training import state as state_lib
-from softmoe.training import workdir as workdir_lib
+from softmoe.runs import checkpoint
+from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
 
 
 def evaluate_workdir(

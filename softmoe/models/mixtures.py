@@ -10,15 +10,12 @@ from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe.errors import UserError
-from softmoe.moe import (
+from softmoe.moe import experts, layer, mlp, routing
+from softmoe.moe.routers import (
   bias_balanced,
-  experts,
   experts_choice,
-  layer,
   mixture_of_tokens,
-  mlp,
   relu,
-  routing,
   soft,
   threshold,
   tokens_choice,

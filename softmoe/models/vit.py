@@ -21,7 +21,7 @@ from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import blocks, mixtures, patches
-from softmoe.moe import execution
+from softmoe.moe.execution import run as execution
 
 # name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
 # https://arxiv.org/abs/2106.04560.

@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.moe import execution, groups, mlp, routing, soft
 from softmoe.moe import experts as experts_lib
+from softmoe.moe import groups, mlp, routing
+from softmoe.moe.execution import run as execution
+from softmoe.moe.routers import soft
 
 P = jax.P
 

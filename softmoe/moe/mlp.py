@@ -7,7 +7,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from softmoe.moe import grouped_matmul
+from softmoe.moe.execution import grouped_matmul
 
 
 class Mlp(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import flops
+from softmoe.costs import flops
 from softmoe.plan import (
   collectives,
   compiling,
@@ -19,7 +19,7 @@ from softmoe.plan import (
   targets,
   traffic,
 )
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
 
 
 def estimate(

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
 TRAIN, INFERENCE = 'train', 'inference'

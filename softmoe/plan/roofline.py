@@ -1,8 +1,8 @@
 """The least time that a step takes: by arithmetic, by memory, by interconnect.
 
-Times are analytic: published figures of the chip (`softmoe.chips`) applied to
-what the compiled program does. Collectives are taken to use every link that
-helps, all at once, as good algorithms on a torus do:
+Times are analytic: published figures of the chip (`softmoe.costs.chips`)
+applied to what the compiled program does. Collectives are taken to use every
+link that helps, all at once, as good algorithms on a torus do:
 
 - all-to-all: half of the bytes cross the middle of the torus's longest side.
 - all-reduce, all-gather, reduce-scatter: rings along every side at once.
@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from softmoe import chips
+from softmoe.costs import chips
 from softmoe.plan import collectives as collectives_lib
 from softmoe.plan import hlo, targets
 

@@ -1,10 +1,10 @@
 """The TPU slices that are offered, by chip.
 
-Sizes are in chips, from the pages of Google that `softmoe.chips` names, looked
-up in 2026. A compiler would take others too, and for some it crashes.
+Sizes are in chips, from the pages of Google that `softmoe.costs.chips` names,
+looked up in 2026. A compiler would take others too, and for some it crashes.
 """
 
-from softmoe import chips
+from softmoe.costs import chips
 from softmoe.errors import UserError
 
 _SQUARES = ('2x2', '4x4', '4x8', '8x8', '8x16', '16x16')

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 from packaging import requirements, specifiers
 
-from softmoe import chips
+from softmoe.costs import chips
 from softmoe.errors import UserError
 from softmoe.plan import slices
 

@@ -9,9 +9,9 @@ import json
 import pathlib
 import sys
 
-from softmoe import launch
 from softmoe.errors import UserError
-from softmoe.training import workdir as workdir_lib
+from softmoe.process import launch
+from softmoe.runs import workdir as workdir_lib
 
 PANELS = {'loss': 'training loss', 'eval/accuracy': 'test accuracy'}
 

@@ -7,9 +7,9 @@ import pathlib
 import sys
 from typing import Any
 
-from softmoe import launch
 from softmoe.errors import UserError
-from softmoe.training import workdir as workdir_lib
+from softmoe.process import launch
+from softmoe.runs import workdir as workdir_lib
 
 HEADER = ('Model', 'Accuracy', 'Parameters', 'GFLOP/image', 'Images/s')
 

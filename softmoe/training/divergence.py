@@ -3,13 +3,11 @@
 import math
 from collections.abc import Mapping
 
+from softmoe.errors import Diverged
+
 # Together they vouch for the state: a gradient that is not finite spoils the
 # optimizer, an update that is not finite spoils the parameters.
 _WATCHED = ('loss', 'gradient_norm', 'parameter_norm')
-
-
-class Diverged(Exception):
-  """The loss, a gradient or a parameter is no longer finite."""
 
 
 def check(step: int, metrics: Mapping[str, float]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from softmoe import experiment as experiment_lib
-from softmoe import flops
+from softmoe.costs import flops
 from softmoe.training import divergence, progress, writers
 from softmoe.training import step as step_lib
 

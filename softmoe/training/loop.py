@@ -11,14 +11,17 @@ from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import flops, peers
-from softmoe.data import batches, prefetch
+from softmoe.costs import flops
+from softmoe.data import prefetch
+from softmoe.data.images import batches
+from softmoe.errors import Stopped
 from softmoe.evaluation import classification
-from softmoe.training import checkpoint, preemption
+from softmoe.process import peers, preemption
+from softmoe.runs import checkpoint
+from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
 from softmoe.training import logger as logger_lib
-from softmoe.training import state as state_lib
 from softmoe.training import step as step_lib
-from softmoe.training import workdir as workdir_lib
 
 
 def train(
@@ -123,7 +126,7 @@ class _Run:
           metric = evaluation if evaluating else None
           self.checkpoints.save(step, state, metric, force=True)
       if stopping:
-        raise preemption.Stopped(stopping, step)
+        raise Stopped(stopping, step)
     # Empty if the run was killed between its last save and its result.
     return evaluation or self.evaluate(state_lib.evaluated(state))
 

@@ -10,8 +10,8 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.training import losses
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
+from softmoe.tasks import losses
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from softmoe.data import source as source_lib
 from softmoe.data import splits
+from softmoe.data.images import source as source_lib
 from softmoe.errors import UserError
 
 

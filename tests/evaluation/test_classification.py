@@ -11,7 +11,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe.data import batches
+from softmoe.data.images import batches
 from softmoe.errors import UserError
 from softmoe.evaluation import classification
 

@@ -14,9 +14,9 @@ import pytest
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.evaluation import run
+from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
-from softmoe.training import state as state_lib
-from softmoe.training import workdir as workdir_lib
 
 TINY = pathlib.Path(__file__).parents[1] / 'tiny.py'
 parse = runpy.run_path(str(TINY))['parse']

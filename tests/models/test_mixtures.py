@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.models import mixtures
-from softmoe.moe import soft, threshold, tokens_choice
+from softmoe.moe.routers import soft, threshold, tokens_choice
 
 WIDTH, MLP_DIM = 6, 10
 NEEDED = {'experts_choice': dict(capacity_factor=1.0)}

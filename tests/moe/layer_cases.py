@@ -9,7 +9,8 @@ from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe.models import mixtures
-from softmoe.moe import hashing, layer
+from softmoe.moe import layer
+from softmoe.moe.routers import hashing
 
 P = jax.P
 VOCABULARY = 11

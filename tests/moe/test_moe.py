@@ -11,7 +11,8 @@ from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe.models import mixtures
-from softmoe.moe import experts, hashing, layer, mlp
+from softmoe.moe import experts, layer, mlp
+from softmoe.moe.routers import hashing
 
 P = jax.P
 EXAMPLES, TOKENS, WIDTH, EXPERTS, HIDDEN, VOCABULARY = 8, 8, 6, 4, 7, 9

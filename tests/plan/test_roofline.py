@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from softmoe import chips
+from softmoe.costs import chips
 from softmoe.plan import collectives, hlo, roofline, targets
 
 

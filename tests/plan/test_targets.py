@@ -7,7 +7,7 @@ import jax
 import pytest
 from packaging import specifiers
 
-from softmoe import chips
+from softmoe.costs import chips
 from softmoe.errors import UserError
 from softmoe.plan import targets
 from tests.compilers import needs_cuda, needs_libtpu

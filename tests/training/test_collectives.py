@@ -8,7 +8,7 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time

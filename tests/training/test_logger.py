@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from softmoe import experiment as experiment_lib
-from softmoe import flops
-from softmoe.training import divergence
+from softmoe.costs import flops
+from softmoe.errors import Diverged
 from softmoe.training import logger as logger_lib
 
 FINE = dict(
@@ -63,7 +63,7 @@ def test_first_last_and_every_third_step_are_told(logger, tmp_path):
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_run_that_diverged_ends_at_any_step(logger, tmp_path, name, value):
   logger.step(2, metrics(**{name: value}))
-  with pytest.raises(divergence.Diverged, match=f'{name} at step 2 is {value}'):
+  with pytest.raises(Diverged, match=f'{name} at step 2 is {value}'):
     logger.flush()
   assert steps(tmp_path) == []
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image as pillow
 
 from softmoe import experiment as experiment_lib
-from softmoe.errors import UserError
-from softmoe.training import checkpoint, divergence, loop
-from softmoe.training import state as state_lib
+from softmoe.errors import Diverged, UserError
+from softmoe.runs import checkpoint
+from softmoe.runs import state as state_lib
+from softmoe.training import loop
 from softmoe.training import step as step_lib
 
 
@@ -249,7 +250,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
     return poisoned
 
   monkeypatch.setattr(step_lib, 'make_train_step', make_poisoned)
-  with pytest.raises(divergence.Diverged, match=f'loss at step {bad_step} is'):
+  with pytest.raises(Diverged, match=f'loss at step {bad_step} is'):
     loop.train(config, tmp_path)
   assert_finite(tmp_path, config)
   assert not (tmp_path / 'result.json').exists()
@@ -264,6 +265,6 @@ def test_a_learning_rate_that_is_too_high_is_told(tiny, tmp_path, one_device):
     optimizer__name='sgd',
     optimizer__learning_rate=1e4,
   )
-  with pytest.raises(divergence.Diverged, match='lower learning rate'):
+  with pytest.raises(Diverged, match='lower learning rate'):
     loop.train(config, tmp_path)
   assert_finite(tmp_path, config)

@@ -8,7 +8,7 @@ import pytest
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.training import state as state_lib
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
 MODELS = {

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from softmoe import experiment as experiment_lib
+from softmoe.errors import Stopped
 from softmoe.evaluation import classification
-from softmoe.training import checkpoint, loop, preemption
-from softmoe.training import state as state_lib
+from softmoe.runs import checkpoint
+from softmoe.runs import state as state_lib
+from softmoe.training import loop
 from softmoe.training import step as step_lib
 
 TIMING = ('images_per_second', 'mfu')
@@ -87,7 +89,7 @@ def test_a_stopped_run_goes_on_as_if_it_was_not(
     'save': signalled(checkpoint.Checkpoints, 'save', at, method=True),
   }[where]
   message = f'SIGTERM: saved step {step}; the same command goes on'
-  with place, pytest.raises(preemption.Stopped, match=message):
+  with place, pytest.raises(Stopped, match=message):
     loop.train(config, tmp_path)
   assert max(row['step'] for row in metrics(tmp_path)) <= step
   assert not (tmp_path / 'result.json').exists()
@@ -154,7 +156,7 @@ def test_a_run_goes_on_on_other_meshes(finished, tiny, tmp_path, request):
   expected, config, _ = finished
   for mesh, at in (('data:2,expert:4', 3), ('data:4,expert:2', 2)):
     place = signalled(step_lib, 'make_train_step', at)
-    with place, pytest.raises(preemption.Stopped):
+    with place, pytest.raises(Stopped):
       loop.train(tiny(mesh=mesh), tmp_path)
   request.getfixturevalue('one_device')
   loop.train(config, tmp_path)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from softmoe import experiment as experiment_lib
-from softmoe.data import batches, prefetch
-from softmoe.training import state as state_lib
+from softmoe.data import prefetch
+from softmoe.data.images import batches
+from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
 STEPS = 20

@@ -1,0 +1,1 @@
+"""What models compute and hold, and what devices can: FLOPs, chips."""

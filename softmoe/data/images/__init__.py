@@ -1,0 +1,1 @@
+"""Labelled images: sources by name, transforms, batches."""

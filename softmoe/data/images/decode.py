@@ -1,0 +1,33 @@
+"""Pixels from an encoded image: JPEG or PNG, grey or RGB."""
+
+import io
+
+from PIL import Image as pillow
+
+from softmoe.data.images import geometry
+from softmoe.errors import UserError
+
+_GREY_MODES = ('1', 'L', 'LA')
+_DEEP_MODES = ('F', 'I')  # and 'I;16' and its kind
+
+
+def decode(file: str | io.BytesIO, name: str) -> geometry.Image:
+  """Returns the pixels of an image file.
+
+  Args:
+    file: its path or its content.
+    name: what to call it in an error.
+
+  Raises:
+    UserError: the file is not an intact image of 8 bits a channel.
+  """
+  try:
+    with pillow.open(file, formats=('JPEG', 'PNG')) as image:
+      if image.mode[0] in _DEEP_MODES:
+        raise ValueError(f'its mode is {image.mode}, not 8 bits a channel')
+      mode = 'L' if image.mode in _GREY_MODES else 'RGB'
+      return geometry.to_array(image.convert(mode))
+  # Pillow raises these for damaged files, beside OSError and ValueError.
+  except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as e:
+    expected = f'an intact JPEG or PNG image ({e})'
+    raise UserError('config.data.source', name, expected) from e

@@ -1,0 +1,32 @@
+"""Sources by name: the one place that knows them all."""
+
+from softmoe.data import splits
+from softmoe.data.images import digits, fake, folder, idx, npz, tfds
+from softmoe.data.images import source as source_lib
+from softmoe.errors import UserError
+
+_OPENERS = {
+  'digits': digits.open_split,
+  'fake': fake.open_split,
+  'folder': folder.open_split,
+  'idx': idx.open_split,
+  'npz': npz.open_split,
+  'tfds': tfds.open_split,
+}
+
+
+def open_source(name: str, split: str) -> source_lib.Source:
+  """Returns the examples of a split, such as `train` or `train[:90%]`.
+
+  Args:
+    name: `kind` or `kind:argument`, as in `digits` or `folder:/data/pets`.
+    split: a split of the source, or a slice of one.
+
+  Raises:
+    UserError: the source or the split is unknown, missing, corrupt or empty.
+  """
+  kind, _, argument = name.partition(':')
+  if kind not in _OPENERS:
+    raise UserError('config.data.source', name, f'one of {sorted(_OPENERS)}')
+  whole = _OPENERS[kind](argument, splits.base_name(split))
+  return splits.take(whole, split)

@@ -1,0 +1,130 @@
+"""From an image of a source to an image of a batch, as a config asks.
+
+Images stay uint8 (h, w, c) until they are stacked: `to_value_range` then
+makes a whole batch float32 at once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from softmoe.config import DataConfig, TransformConfig
+from softmoe.data.images import geometry, randaugment
+from softmoe.errors import UserError
+
+TrainTransform = Callable[[geometry.Image, np.random.Generator], geometry.Image]
+EvalTransform = Callable[[geometry.Image], geometry.Image]
+
+_CROPS = ('none', 'central', 'inception', 'pad')
+
+
+def train_transform(config: DataConfig) -> TrainTransform:
+  """Returns what `config.train` asks for, a function of (image, rng).
+
+  It gives an image of `config.image_size` and `config.channels`.
+
+  Raises:
+    UserError: a field of the config is out of its range; from the function:
+      the image is neither grey nor RGB.
+  """
+  _check('train', config, config.train)
+  return lambda image, rng: _apply(image, config, config.train, rng)
+
+
+def eval_transform(config: DataConfig) -> EvalTransform:
+  """Returns what `config.eval` asks for, a function of an image.
+
+  Raises:
+    UserError: as `train_transform`, or a transform of `config.eval` is random.
+  """
+  _check('eval', config, config.eval)
+  _check_not_random(config.eval)
+  rng = np.random.default_rng(0)  # never drawn from
+  return lambda image: _apply(image, config, config.eval, rng)
+
+
+def to_value_range(
+  images: UInt8[np.ndarray, 'b h w c'], value_range: tuple[float, float]
+) -> Float32[np.ndarray, 'b h w c']:
+  """Maps 0 to the low end of the range and 255 to the high end."""
+  low, high = value_range
+  scaled = images.astype(np.float32)
+  scaled /= 255
+  scaled *= high - low
+  scaled += low
+  return scaled
+
+
+def to_channels(image: geometry.Image, channels: int) -> geometry.Image:
+  """Returns a grey image as RGB, or the reverse (by its luma, ITU-R 601).
+
+  Raises:
+    UserError: the image has neither 1 nor 3 channels.
+  """
+  given = image.shape[2]
+  if given not in (1, 3):
+    raise UserError('channels of an image', given, 'grey (1) or RGB (3)')
+  if given == channels:
+    return image
+  if channels == 3:
+    return np.repeat(image, 3, axis=2)
+  return geometry.to_array(geometry.to_pillow(image).convert('L'))
+
+
+def _apply(
+  image: geometry.Image,
+  config: DataConfig,
+  t: TransformConfig,
+  rng: np.random.Generator,
+) -> geometry.Image:
+  image = to_channels(image, config.channels)
+  if t.resize:
+    image = geometry.resize_shorter(image, t.resize)
+  if t.crop == 'central':
+    image = geometry.central_crop(image, config.image_size)
+  elif t.crop == 'inception':
+    image = geometry.inception_crop(image, t.min_area, rng)
+  elif t.crop == 'pad':
+    image = geometry.pad_and_crop(image, t.padding, rng)
+  image = geometry.resize(image, config.image_size)
+  if t.flip:
+    image = geometry.random_flip(image, rng)
+  if t.randaugment_layers:
+    layers, magnitude = t.randaugment_layers, t.randaugment_magnitude
+    image = randaugment.randaugment(image, layers, magnitude, rng)
+  return image
+
+
+def _check(part: str, config: DataConfig, t: TransformConfig):
+  """Raises if a field that the transforms read is out of its range."""
+  layers, magnitude = t.randaugment_layers, t.randaugment_magnitude
+  for field, value, valid, expected in (
+    ('image_size', config.image_size, min(config.image_size) > 0, 'positive'),
+    ('channels', config.channels, config.channels in (1, 3), '1 or 3'),
+    (f'{part}.resize', t.resize, t.resize >= 0, 'zero (off) or pixels'),
+    (f'{part}.crop', t.crop, t.crop in _CROPS, f'one of {_CROPS}'),
+    (f'{part}.min_area', t.min_area, 0 < t.min_area <= 1, 'in (0, 1]'),
+    (f'{part}.padding', t.padding, t.padding >= 0, 'zero or more'),
+    (f'{part}.randaugment_layers', layers, layers >= 0, 'zero (off) or more'),
+    (
+      f'{part}.randaugment_magnitude',
+      magnitude,
+      magnitude >= 0,
+      'zero or more',
+    ),
+  ):
+    if not valid:
+      raise UserError(f'config.data.{field}', value, expected)
+
+
+def _check_not_random(transform: TransformConfig):
+  reason = '; the transforms of evaluation are not random'
+  if transform.crop in ('inception', 'pad'):
+    expected = f"'none' or 'central'{reason}"
+    raise UserError('config.data.eval.crop', transform.crop, expected)
+  if transform.flip:
+    raise UserError('config.data.eval.flip', True, f'False{reason}')
+  if transform.randaugment_layers:
+    layers = transform.randaugment_layers
+    raise UserError('config.data.eval.randaugment_layers', layers, f'0{reason}')

@@ -1,0 +1,257 @@
+"""One matmul for each expert, over rows that are sorted by expert.
+
+Axes: `n` rows, `d` width, `e` experts, `f` output width.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from softmoe import sharding
+from softmoe.errors import UserError
+from softmoe.moe.execution import chunks
+
+BLOCK = 128  # rows
+BACKWARD_CHUNK = 512  # rows
+
+
+def grouped_matmul(
+  x: Float[Array, 'n d'],
+  w: Float[Array, 'e d f'],
+  group_sizes: Int[Array, ' e'],
+  *,
+  implementation: str = 'auto',
+) -> Float[Array, 'n f']:
+  """Returns the product of every row with the matrix of its group.
+
+  The first group_sizes[0] rows of x belong to w[0], the next group_sizes[1] to
+  w[1], and so on. Rows past the last group give 0 and get no gradient. Sums
+  are in float32.
+
+  Args:
+    x: rows.
+    w: a matrix for each group.
+    group_sizes: rows of each group, in all at most n.
+    implementation: one of
+      'reference': every matrix times every row, masked: slow, easy to trust.
+      'chunks': a loop over groups and chunks of their rows, for CPU: time
+        follows the rows that are in groups.
+      'blocks': groups padded to blocks of 128 rows, one batched matmul: for
+        GPU. It copies a matrix for every block.
+      'ragged_dot': `jax.lax.ragged_dot`, for TPU; elsewhere it multiplies
+        every matrix with every row.
+      'tokamax': the kernels of that package, for GPU and TPU.
+      'auto': 'chunks' on CPU; on GPU and TPU 'tokamax' where it is installed
+        and no `jax.shard_map` is around, else 'blocks' and 'ragged_dot'.
+
+  Raises:
+    ValueError: `implementation` is unknown or not installed.
+  """
+  if implementation == 'auto':
+    in_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    implementation = choose(sharding.platform(), in_shard_map)
+  if implementation not in IMPLEMENTATIONS:
+    allowed = ('auto', *IMPLEMENTATIONS)
+    raise UserError('implementation', implementation, f'one of {allowed}')
+  if implementation == 'tokamax' and not _has_tokamax():
+    others = tuple(name for name in IMPLEMENTATIONS if name != 'tokamax')
+    expected = f"'auto' or one of {others}: it is not installed"
+    raise UserError('implementation', implementation, expected)
+  group_sizes = group_sizes.astype(jnp.int32)
+  y = IMPLEMENTATIONS[implementation](x, w, group_sizes)
+  return y.astype(jnp.result_type(x, w))
+
+
+def choose(platform: str, in_shard_map: bool) -> str:
+  """Returns the implementation that 'auto' takes on a platform.
+
+  The kernels of tokamax do not say how their results vary over a mesh, which
+  `jax.shard_map` asks of what it runs.
+  """
+  if platform == 'cpu':
+    return 'chunks'
+  if _has_tokamax() and not in_shard_map:
+    return 'tokamax'
+  return 'ragged_dot' if platform == 'tpu' else 'blocks'
+
+
+def _has_tokamax() -> bool:
+  return importlib.util.find_spec('tokamax') is not None
+
+
+def _reference(x, w, group_sizes):
+  row = jnp.arange(len(x))[:, None]
+  ends = jnp.cumsum(group_sizes)
+
+  def add(y, group):
+    w, start, end = group
+    inside = (start <= row) & (row < end)
+    return jnp.where(inside, _dot(x, w), y), None
+
+  y = jnp.zeros_like(x, shape=(len(x), w.shape[-1]), dtype=jnp.float32)
+  return jax.lax.scan(add, y, (w, ends - group_sizes, ends))[0]
+
+
+def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
+  return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _blocks(x, w, group_sizes):
+  (n, d), e = x.shape, len(w)
+  count = -(-n // BLOCK) + e  # enough whatever the sizes
+  ends = jnp.cumsum(group_sizes)
+  block_ends = jnp.cumsum(-(-group_sizes // BLOCK))
+  shift = BLOCK * (block_ends - -(-group_sizes // BLOCK)) - (ends - group_sizes)
+  row = jnp.arange(n, dtype=jnp.int32)
+  group = jnp.searchsorted(ends, row, side='right')
+  place = jnp.where(group < e, row + shift[group], count * BLOCK + row)
+  padded = jnp.zeros_like(x, shape=(count * BLOCK, d))
+  padded = padded.at[place].set(x, mode='drop', unique_indices=True)
+  owner = jnp.searchsorted(block_ends, jnp.arange(count), side='right')
+  y = jnp.einsum(
+    'kbd,kdf->kbf',
+    padded.reshape(count, BLOCK, d),
+    w[jnp.minimum(owner, e - 1)],
+    preferred_element_type=jnp.float32,
+  )
+  y = y.reshape(count * BLOCK, -1)
+  return y.at[place].get(mode='fill', fill_value=0, unique_indices=True)
+
+
+def _masked(multiply: Callable) -> Callable:
+  """Returns `multiply` with zeros past the last group, and no gradient.
+
+  Kernels do not touch those rows: they hold whatever memory held.
+  """
+
+  def run(x, w, group_sizes):
+    inside = jnp.arange(len(x))[:, None] < jnp.sum(group_sizes)
+    y = multiply(jnp.where(inside, x, 0), w, group_sizes)
+    return jnp.where(inside, y, 0)
+
+  return run
+
+
+@jax.custom_vjp
+def _ragged_dot(x, w, group_sizes):
+  return jax.lax.ragged_dot(
+    x, w, group_sizes, preferred_element_type=jnp.float32
+  )
+
+
+def _ragged_dot_forward(x, w, group_sizes):
+  return _ragged_dot(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _ragged_dot_backward(residuals, dy):
+  """Loops over groups for dw, of which XLA would make a dense product."""
+  x, w, group_sizes = residuals
+  dy = dy.astype(x.dtype)
+
+  def group(_, one):
+    def body(dw, rows, real, run):
+      outputs = jnp.where(real[:, None], dy[rows], 0)
+      return dw + _dot(x[rows].T, outputs)
+
+    zeros = jnp.zeros_like(w, shape=w.shape[1:], dtype=jnp.float32)
+    dw = chunks.each_chunk(body, zeros, *one, chunk=BACKWARD_CHUNK)
+    return None, dw.astype(w.dtype)
+
+  starts = jnp.cumsum(group_sizes) - group_sizes
+  dw = jax.lax.scan(group, None, (starts, group_sizes))[1]
+  dx = _ragged_dot(dy, jnp.swapaxes(w, 1, 2), group_sizes)
+  return dx.astype(x.dtype), dw, None
+
+
+_ragged_dot.defvjp(_ragged_dot_forward, _ragged_dot_backward)
+
+
+@_masked
+def _tokamax(x, w, group_sizes):
+  tokamax = importlib.import_module('tokamax')
+  # Named, because left to itself it may end at the dense `jax.lax.ragged_dot`.
+  on_tpu = sharding.platform() == 'tpu'
+  kernels = ('mosaic',) if on_tpu else ('mosaic', 'triton')
+  return tokamax.ragged_dot(
+    x,
+    w,
+    group_sizes,
+    preferred_element_type=jnp.float32,
+    implementation=kernels,
+  )
+
+
+@jax.custom_vjp
+def _chunks(x, w, group_sizes):
+  def group(y, one):
+    w, start, count = one
+
+    def body(y, rows, real, run):
+      inputs = x[rows]
+      out = run(lambda n: chunks.pad(_dot(inputs[:n], w), chunks.CHUNK))
+      return _put(y, rows, real, out)
+
+    return chunks.each_chunk(body, y, start, count), None
+
+  y = jnp.zeros_like(x, shape=(len(x), w.shape[-1]), dtype=jnp.float32)
+  starts = jnp.cumsum(group_sizes) - group_sizes
+  return jax.lax.scan(group, y, (w, starts, group_sizes))[0]
+
+
+def _put(
+  y: Float[Array, 'n f'],
+  rows: Int[Array, ' chunk'],
+  real: Bool[Array, ' chunk'],
+  out: Float[Array, 'chunk f'],
+) -> Float[Array, 'n f']:
+  """Adds to rows that are still 0: repeats of a row must not replace it."""
+  return y.at[rows].add(
+    jnp.where(real[:, None], out, 0), mode='promise_in_bounds'
+  )
+
+
+def _chunks_forward(x, w, group_sizes):
+  return _chunks(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _chunks_backward(residuals, dy):
+  x, w, group_sizes = residuals
+
+  def group(dx, one):
+    w, start, count = one
+
+    def body(state, rows, real, run):
+      dx, dw = state
+      inputs, outputs = x[rows], jnp.where(real[:, None], dy[rows], 0)
+      outputs = outputs.astype(x.dtype)
+
+      def step(n):
+        a, b = inputs[:n], outputs[:n]
+        return chunks.pad(_dot(b, w.T), chunks.CHUNK), _dot(a.T, b)
+
+      dinputs, more = run(step)
+      return _put(dx, rows, real, dinputs), dw + more
+
+    zeros = jnp.zeros_like(w, dtype=jnp.float32)
+    dx, dw = chunks.each_chunk(body, (dx, zeros), start, count)
+    return dx, dw.astype(w.dtype)
+
+  dx = jnp.zeros_like(x, dtype=jnp.float32)
+  starts = jnp.cumsum(group_sizes) - group_sizes
+  dx, dw = jax.lax.scan(group, dx, (w, starts, group_sizes))
+  return dx.astype(x.dtype), dw, None
+
+
+_chunks.defvjp(_chunks_forward, _chunks_backward)
+
+IMPLEMENTATIONS = {
+  'reference': _reference,
+  'chunks': _chunks,
+  'blocks': _blocks,
+  'ragged_dot': _masked(_ragged_dot),
+  'tokamax': _tokamax,
+}

@@ -1,0 +1,141 @@
+"""Top-k routing balanced by a bias on the choice instead of a loss.
+
+Wang et al., 2024, "Auxiliary-Loss-Free Load Balancing Strategy for
+Mixture-of-Experts", https://arxiv.org/abs/2408.15664; with the sigmoid scores
+and normalised gates of DeepSeek-V3, https://arxiv.org/abs/2412.19437.
+
+Axes: `m` tokens of a group, `d` width, `e` experts, `k` choices of a token.
+"""
+
+import math
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from softmoe.moe import routing
+from softmoe.moe.routers import gating
+
+
+class BiasBalanced(nnx.Module):
+  """Takes the k experts of the largest biased score, gated by the score.
+
+  With s = sigmoid(x W), a token chooses the k largest of s + bias, and its
+  gates are scale * s / sum of the chosen s: the bias decides who is chosen and
+  nothing else. After each step the bias of an expert with more than the mean
+  load falls by `rate`, that of one with less rises by `rate`.
+
+  Attributes:
+    kernel: (d, e), LeCun normal.
+    bias: (e,), float32, starts at 0; no gradient reaches it, `Aux.steer` does.
+    steer_rates: by how much a step moves the steered parameter.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    num_experts: int,
+    *,
+    k: int,
+    rate: float = 1e-3,
+    scale: float = 1.0,
+    capacity_factor: float | None = None,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the router.
+
+    Args:
+      width: of the tokens.
+      num_experts: how many to choose from.
+      k: experts of a token.
+      rate: u of the paper, how far a step moves the bias.
+      scale: what a token's gates sum to.
+      capacity_factor: tokens that an expert keeps, as a multiple of
+        k * tokens / experts; None, as in the papers: all that chose it.
+      param_dtype: of the kernel.
+      rngs: source of the parameters' keys.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    gating.check_sizes(width, num_experts)
+    allowed = f'1 to {num_experts}, the number of experts'
+    gating.require(1 <= k <= num_experts, 'k', k, allowed)
+    gating.require(0 <= rate < math.inf, 'rate', rate, 'at least 0')
+    gating.require(0 < scale < math.inf, 'scale', scale, 'above 0')
+    if capacity_factor is not None:
+      gating.check_capacity_factor('capacity_factor', capacity_factor)
+    self.num_experts = num_experts
+    self.k = k
+    self.scale = scale
+    self.capacity_factor = capacity_factor
+    self.rate = rate
+    self.kernel = gating.kernel(
+      width, num_experts, param_dtype=param_dtype, rngs=rngs
+    )
+    self.bias = routing.Steered(jnp.zeros(num_experts, jnp.float32))
+
+  @property
+  def causal(self) -> bool:
+    """Whether no token's output depends on a later token."""
+    return self.capacity_factor is None
+
+  @property
+  def steer_rates(self) -> dict[str, float]:
+    """How far a step moves each steered parameter."""
+    return {'bias': self.rate}
+
+  def __call__(
+    self,
+    x: Float[Array, 'm d'],
+    *,
+    mask: Bool[Array, ' m'] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> tuple[routing.Assignment, routing.Aux]:
+    """Routes one group of tokens.
+
+    Args:
+      x: tokens.
+      mask: False where a token is padding.
+      key: not used: there is no noise.
+
+    Returns:
+      The assignment, where under a capacity the higher score goes first; no
+      loss; steer 'bias', the tokens that chose an expert less their mean over
+      the experts, times e; the metric 'receive_max', the largest share.
+    """
+    del key
+    logits = gating.logits(x, self.kernel[...])
+    scores = jax.nn.sigmoid(jax.lax.stop_gradient(logits))
+    bias = jax.lax.stop_gradient(self.bias[...])
+    _, chosen = jax.lax.top_k(scores + bias[None], self.k)
+    experts = jnp.arange(self.num_experts)[None, None]
+    chosen = jnp.any(chosen[:, :, None] == experts, axis=1)
+    # Divided as logarithms, in which scores that underflow keep their ratio.
+    logs = jnp.where(chosen, jax.nn.log_sigmoid(logits), -jnp.inf)
+    if mask is not None:
+      chosen &= mask[:, None]
+    assignment = routing.Assignment(
+      gates=self.scale * jax.nn.softmax(logs),
+      priority=jnp.where(chosen, scores, -jnp.inf),
+      capacity=gating.capacity(
+        x.shape[0], self.num_experts, self.capacity_factor, choices=self.k
+      ),
+      choices=self.k,
+    )
+    return assignment, self._aux(chosen, mask)
+
+  def _aux(
+    self, chosen: Bool[Array, 'm e'], mask: Bool[Array, ' m'] | None
+  ) -> routing.Aux:
+    load = routing.mean_over_tokens(chosen.astype(jnp.float32), mask)
+    # A whole number, so that a balanced load is an error of exactly 0, in a
+    # group and in the sum of all groups, whatever the order they are added in.
+    counts = jnp.sum(chosen, axis=0)
+    excess = self.num_experts * counts - jnp.sum(counts)
+    return routing.Aux(
+      metrics={'receive_max': jnp.max(load)},
+      steer={'bias': excess.astype(jnp.float32)},
+    )

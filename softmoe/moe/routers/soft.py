@@ -1,0 +1,180 @@
+"""Soft routing: every slot is a weighted mean of all tokens.
+
+Puigcerver et al., 2023, "From Sparse to Soft Mixtures of Experts",
+https://arxiv.org/abs/2308.00951: Algorithm 1, with the parameterisation of
+section 2.3 (Algorithm 2).
+
+Axes: `*b` any leading axes, `m` tokens, `d` width, `e` experts, `s` slots of
+one expert.
+"""
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from softmoe.moe import routing
+from softmoe.moe.routers import gating
+
+WEIGHTS = ('soft', 'uniform')
+
+
+class SoftRouter(nnx.Module):
+  """Gives dispatch and combine weights, two softmaxes of the same logits.
+
+  The logit of a token and a slot is `scale` times the cosine between the token
+  and the slot's parameters (section 2.3), so it does not grow with the width.
+  The l2-normalised tokens serve the logits alone: what is mixed into the slots
+  is the token as it came.
+
+  The paper's ablations (appendix A) replace either softmax by equal weights:
+  `dispatch='uniform'` (Uniform / Soft), `combine='uniform'` (Soft / Uniform),
+  or both (Uniform, which has no parameters).
+
+  Attributes:
+    phi: (d, e, s), the parameters of the slots, LeCun normal.
+    scale: scalar, starts at 1.
+  """
+
+  causal = False
+
+  def __init__(
+    self,
+    width: int,
+    num_experts: int,
+    slots_per_expert: int = 1,
+    *,
+    dispatch: str = 'soft',
+    combine: str = 'soft',
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    """Creates the slots' parameters.
+
+    Raises:
+      ValueError: a size is below 1, or a kind of weights is unknown.
+    """
+    gating.check_sizes(width, num_experts)
+    gating.require(
+      slots_per_expert >= 1, 'slots_per_expert', slots_per_expert, 'at least 1'
+    )
+    for name, kind in (('dispatch', dispatch), ('combine', combine)):
+      gating.require(kind in WEIGHTS, name, kind, f'one of {WEIGHTS}')
+    self.width, self.num_experts = width, num_experts
+    self.slots_per_expert = slots_per_expert
+    self.dispatch, self.combine = dispatch, combine
+    learned = 'soft' in (dispatch, combine)
+    shape = (width, num_experts, slots_per_expert)
+    init = nnx.initializers.lecun_normal()
+    self.phi = (
+      nnx.Param(init(rngs.params(), shape, param_dtype)) if learned else None
+    )
+    self.scale = nnx.Param(jnp.ones((), param_dtype)) if learned else None
+
+  def logits(self, x: Float[Array, '*b m d']) -> Float[Array, '*b m e s']:
+    """Returns float32 logits whatever the type of the tokens.
+
+    Raises:
+      ValueError: the tokens are not of the router's width.
+    """
+    gating.check_width(x, self.width)
+    if self.phi is None or self.scale is None:
+      shape = (*x.shape[:-1], self.num_experts, self.slots_per_expert)
+      return jnp.zeros(shape, jnp.float32)
+    phi = self.scale[...] * l2_normalize(self.phi[...], axis=0)
+    return jnp.einsum(
+      '...md,des->...mes',
+      l2_normalize(x, axis=-1),
+      phi,
+      preferred_element_type=jnp.float32,
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, '*b m d'],
+    *,
+    mask: Bool[Array, '*b m'] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> tuple[routing.Slots, routing.Aux]:
+    """Returns the dispatch and the combine weights in float32.
+
+    Args:
+      x: tokens.
+      mask: False where a token is padding; it then weighs nothing in any slot.
+      key: not used; the router has no noise.
+
+    Returns:
+      dispatch: sums to 1 over the tokens, for each slot (0 where all tokens of
+        a group are padding).
+      combine: sums to 1 over all slots, for each token.
+    """
+    logits = self.logits(x)
+    flat = jnp.zeros_like(logits)  # equal logits give equal weights
+    combine = logits if self.combine == 'soft' else flat
+    dispatch = logits if self.dispatch == 'soft' else flat
+    return routing.Slots(
+      over_tokens(dispatch, mask), jax.nn.softmax(combine, axis=(-2, -1))
+    ), routing.Aux()
+
+
+class IdentityRouter(nnx.Module):
+  """The paper's Identity ablation: token i goes to slot i and back.
+
+  Where there are more tokens than slots they go round: a slot holds the mean of
+  the tokens i, i + slots, ..., and each of them gets its output. Where there
+  are fewer, slots stay empty.
+  """
+
+  causal = False
+
+  def __init__(self, num_experts: int, slots_per_expert: int = 1):
+    """Has no parameters.
+
+    Raises:
+      ValueError: a size is below 1.
+    """
+    for name, size in (
+      ('num_experts', num_experts),
+      ('slots_per_expert', slots_per_expert),
+    ):
+      gating.require(size >= 1, name, size, 'at least 1')
+    self.num_experts, self.slots_per_expert = num_experts, slots_per_expert
+
+  def __call__(
+    self,
+    x: Float[Array, 'm d'],
+    *,
+    mask: Bool[Array, ' m'] | None = None,
+    key: PRNGKeyArray | None = None,
+  ) -> tuple[routing.Slots, routing.Aux]:
+    """Returns weights of 1 between a token and its slot; see `SoftRouter`."""
+    e, s = self.num_experts, self.slots_per_expert
+    slots = jnp.arange(x.shape[0]) % (e * s)
+    combine = jax.nn.one_hot(slots, e * s).reshape(-1, e, s)
+    held = combine if mask is None else combine * mask[:, None, None]
+    dispatch = held / jnp.maximum(jnp.sum(held, axis=0, keepdims=True), 1)
+    return routing.Slots(dispatch, combine), routing.Aux()
+
+
+def over_tokens(
+  logits: Float[Array, '*b m e s'], mask: Bool[Array, '*b m'] | None
+) -> Float[Array, '*b m e s']:
+  """Returns the softmax over the tokens that are not padding."""
+  if mask is None:
+    return jax.nn.softmax(logits, axis=-3)
+  real = mask[..., None, None]
+  masked = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
+  return jnp.where(real, jax.nn.softmax(masked, axis=-3), 0)
+
+
+def l2_normalize(
+  x: Float[Array, '*shape'], axis: int
+) -> Float[Array, '*shape']:
+  """Returns float32 `x` with unit l2 norm along `axis`.
+
+  The paper adds 1e-6 to the norm; here, as in the authors' code, it is added
+  to the square under the root, so that the gradient at zero is finite.
+  """
+  x = x.astype(jnp.float32)
+  square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(square + 1e-6)

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, and parameters that a rule moves."""

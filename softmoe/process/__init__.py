@@ -1,0 +1,1 @@
+"""One process and its job: launch, join, watch over the others, stop."""

@@ -1,0 +1,178 @@
+"""From a shell to `main`: environment, flags, and errors as one line.
+
+Imports neither JAX nor Flax at the top: the process is replaced first where
+its environment must change.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from softmoe.errors import (
+  BAD_INPUT,
+  FAILED,
+  STOPPED,
+  Diverged,
+  Lost,
+  Stopped,
+  UserError,
+)
+
+_HUGE_PAGES = 'glibc.malloc.hugetlb'
+
+_CPU_DEVICES = flags.DEFINE_integer(
+  'cpu_devices',
+  0,
+  'Number of devices that the CPU shows itself as; 0: the largest power of two '
+  'that is not above the number of cores.',
+  lower_bound=0,
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'HOST:PORT of process 0; SLURM, Kubernetes and Cloud TPU need no such flags.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes that run this command together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, from 0.'
+)
+_JOIN_SECONDS = flags.DEFINE_integer(
+  'join_seconds', 300, 'How long to wait for the other processes at the start.'
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  'heartbeat_seconds',
+  30,
+  'A process that is silent for so long is dead, and the others end.',
+  lower_bound=5,
+)
+
+
+def run(main: Callable[[], Any], alone: bool = False) -> None:
+  """Parses the flags, runs `main` and prints what it returns as JSON.
+
+  Errors become exit codes. Of several processes the first one prints.
+
+  Args:
+    main: returns what is to be printed; None: nothing is.
+    alone: whether to be one process, whatever the environment says of a job.
+  """
+  use_huge_pages()
+  logging.set_verbosity(logging.WARNING)
+  app.run(
+    lambda _: guard(lambda: _start(main, alone)), flags_parser=parse_flags
+  )
+
+
+def use_huge_pages() -> None:
+  """Starts the process anew with huge pages for the heap.
+
+  The C library reads its settings once, at the start. Gradients of many
+  experts are bound by page faults on fresh memory, of which huge pages need
+  fewer; `benchmarks/cpu_placement.py` shows what it is worth.
+  """
+  settings = os.environ.get('GLIBC_TUNABLES', '')
+  if sys.platform != 'linux' or _HUGE_PAGES in settings:
+    return
+  own = [settings] if settings else []
+  os.environ['GLIBC_TUNABLES'] = ':'.join([*own, f'{_HUGE_PAGES}=1'])
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags; one that is wrong ends the process."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as e:
+    _fail(_explain(e), BAD_INPUT)
+  if rest[1:]:
+    _fail(f'{rest[1]!r} is no flag; flags look like --name=value', BAD_INPUT)
+  return rest
+
+
+def guard(main: Callable[[], Any]) -> None:
+  """Runs `main`; what a user should read ends the process with one line."""
+  from softmoe.process import peers
+
+  try:
+    with peers.ending_on_loss():
+      main()
+  except UserError as e:
+    peers.end(BAD_INPUT, str(e))
+  except Diverged as e:
+    peers.end(FAILED, str(e))
+  except Lost as e:
+    peers.end(STOPPED, str(e))
+  except Stopped as e:
+    print(e, file=sys.stderr)
+    peers.leave()
+    sys.exit(STOPPED)
+  except Exception as e:
+    traceback.print_exc()
+    peers.end(FAILED, f'{type(e).__name__}: {e}')
+
+
+def _start(main: Callable[[], Any], alone: bool) -> None:
+  import jax
+
+  from softmoe.process import distributed, peers
+
+  # One device a core: element-wise work then runs on every core too.
+  cores = (
+    len(os.sched_getaffinity(0))
+    if sys.platform == 'linux'
+    else os.cpu_count() or 1
+  )
+  devices = _CPU_DEVICES.value or 1 << (cores.bit_length() - 1)
+  jax.config.update('jax_num_cpu_devices', devices)
+  flags_ = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  job = None if alone else distributed.find(*flags_)
+  if job:
+    distributed.join(job, _JOIN_SECONDS.value, _HEARTBEAT_SECONDS.value)
+  result = main()
+  peers.leave()
+  if result is not None and jax.process_index() == 0:
+    print(json.dumps(result))
+
+
+def _explain(error: Exception) -> str:
+  """Returns what is wrong with the flags, out of the layers around it."""
+  for e in _chain(error):
+    if isinstance(e, UserError):
+      return str(e)
+  if isinstance(error, (AttributeError, KeyError)):
+    inner = error.args[0]  # a KeyError may be inside an AttributeError
+    name = inner.args[0] if isinstance(inner, KeyError) else inner
+    text = f'no such config field: {name}'
+  else:
+    text = str(error)
+  lines = text.splitlines()
+  if isinstance(error, (OSError, SyntaxError)):
+    return f'--config: {lines[-1]}'
+  # Of several lines the middle ones are a traceback.
+  return ' '.join(lines[:1] + lines[1:][-1:])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__context__
+
+
+def _fail(message: str, code: int) -> NoReturn:
+  print('error:', ' '.join(message.split()), file=sys.stderr)
+  sys.exit(code)

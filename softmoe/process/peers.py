@@ -1,0 +1,157 @@
+"""The other processes of a job: where one ends, all end, each with one line.
+
+A process that fails says so to the others before it goes. One that is killed
+says nothing: then a collective fails, or its heartbeats stop. Alone in its job,
+a process does nothing here but print and exit.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+from jax._src import distributed
+
+from softmoe.errors import STOPPED, Lost
+
+_ENDED = 'softmoe/ended'  # key of why the job ended
+_FOREVER = 10**9  # milliseconds; the runtime watches over those who wait
+_FAREWELL = 5000  # milliseconds for the others to hear why it ended
+
+# Words of the runtimes for a process that can no longer be reached.
+_LOSSES = (
+  'Gloo',
+  'NCCL',
+  'UNAVAILABLE',
+  'ABORTED',
+  'CANCELLED',
+  'DEADLINE_EXCEEDED',
+)
+
+_GONE = 'another process of the job ended or cannot be reached'
+
+_ending = threading.Lock()  # whoever takes it ends the process
+_watcher: threading.Thread | None = None
+_on_abort: Any = None  # kept: the C library holds no reference
+
+
+def is_loss(error: BaseException) -> bool:
+  """Tells whether an error comes of another process that is gone."""
+  return _client() is not None and any(w in str(error) for w in _LOSSES)
+
+
+@contextlib.contextmanager
+def ending_on_loss() -> Iterator[None]:
+  """Ends this process where a collective fails as another one is gone.
+
+  At once: whatever cleans up on the way out may wait for that other one.
+  """
+  try:
+    yield
+  except Exception as e:
+    if is_loss(e):
+      end(STOPPED, str(Lost(_GONE)))
+    raise
+
+
+def meet(place: str) -> None:
+  """Waits until every process is at this place; each place but once."""
+  if client := _client():
+    client.wait_at_barrier(f'softmoe/{place}', _FOREVER)
+
+
+def from_first(key: str, value: str) -> str:
+  """Returns the value that process 0 has for `key`; each key but once."""
+  client = _client()
+  if client is None:
+    return value
+  if jax.process_index() == 0:
+    client.key_value_set(f'softmoe/{key}', value)
+    return value
+  return client.blocking_key_value_get(f'softmoe/{key}', _FOREVER)
+
+
+def end(code: int, message: str) -> NoReturn:
+  """Ends this process, and the others of its job, with one line and `code`."""
+  message = ' '.join(message.split())
+  client = _client()
+  if client is None:
+    _print(message)
+    sys.exit(code)
+  _ending.acquire()
+  _print(message)
+  who = f'process {distributed.global_state.process_id}: '
+  # Another may have said so before, or nobody can hear it.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    client.key_value_set(_ENDED, json.dumps([code, who + message]))
+  _exit(client, code)
+
+
+def leave() -> None:
+  """Waits until all processes are done, so that none takes it for a loss."""
+  client = _client()
+  if client and _watcher:
+    meet('done')
+    if jax.process_index() == 0:
+      client.key_value_set(_ENDED, json.dumps([0, '']))
+    _watcher.join()
+
+
+def watch() -> None:
+  """Ends this process as soon as another one says that it ends."""
+  global _watcher
+  _watcher = threading.Thread(target=_watch, args=[_client()], daemon=True)
+  _watcher.start()
+
+
+def catch_abort(reason: str = _GONE) -> None:
+  """Lets an abort of the distributed runtime end with one line.
+
+  The runtime aborts where a process stays silent. Python sees no such signal,
+  as no bytecode runs any more, so this is a handler of the C library.
+  """
+  global _on_abort
+
+  def on_abort(_: int) -> None:
+    os.write(2, f'error: {Lost(reason)}\n'.encode())
+    os._exit(STOPPED)
+
+  _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
+  ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+def _watch(client: Any) -> None:
+  try:
+    code, message = json.loads(client.blocking_key_value_get(_ENDED, _FOREVER))
+  except jax.errors.JaxRuntimeError:
+    code, message = STOPPED, str(Lost(_GONE))  # the coordinator is gone
+  if code == 0:
+    return
+  _ending.acquire()
+  _print(message)
+  _exit(client, code)
+
+
+def _exit(client: Any, code: int) -> NoReturn:
+  """Exits once the others know; process 0 is the one that tells them."""
+  # One may be dead, or too slow to wait for.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    client.wait_at_barrier(_ENDED, _FAREWELL)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  # Not `sys.exit`: the main thread may be waiting for who will never come.
+  os._exit(code)
+
+
+def _print(message: str) -> None:
+  print('error:', message, file=sys.stderr)
+
+
+def _client() -> Any:
+  return distributed.global_state.client

@@ -1,0 +1,85 @@
+"""The train state: a plain pytree of arrays, all that a run must remember."""
+
+from typing import Any, TypedDict
+
+import jax
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+from softmoe import sharding
+from softmoe.runs import checkpoint
+from softmoe.runs import workdir as workdir_lib
+
+
+class TrainState(TypedDict):
+  """What a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, the number of steps done.
+    params: the parameters, nested dicts.
+    opt_state: the optimizer's state, placed as the parameters are.
+    ema: the average of the parameters, or an empty dict.
+  """
+
+  step: jax.Array
+  params: experiment_lib.Params
+  opt_state: Any
+  ema: experiment_lib.Params
+
+
+def init(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the state at step 0; each device makes its own part of it."""
+  return jax.jit(lambda: create(experiment))()
+
+
+def abstract(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the shapes, types and places of the state, without the arrays."""
+  return sharding.abstract(lambda: create(experiment), experiment.mesh)
+
+
+def restore_or_init(
+  experiment: experiment_lib.Experiment, checkpoints: checkpoint.Checkpoints
+) -> TrainState:
+  """Returns the newest saved state, or a fresh one.
+
+  Raises:
+    UserError: the checkpoint is damaged or of another model or optimizer.
+  """
+  step = checkpoints.latest()
+  if step is None:
+    return init(experiment)
+  with workdir_lib.reading(f'checkpoint {step}'):
+    return checkpoints.restore(abstract(experiment), step)
+
+
+def restore_evaluated(
+  experiment: experiment_lib.Experiment,
+  checkpoints: checkpoint.Checkpoints,
+  step: int,
+) -> experiment_lib.Params:
+  """Returns what `evaluated` would of a saved state, without the rest of it.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged or of another
+      model.
+  """
+  key = 'ema' if experiment.config.ema else 'params'
+  with workdir_lib.reading(f'checkpoint {step}'):
+    return checkpoints.restore_params(abstract(experiment)[key], step, key)
+
+
+def evaluated(state: TrainState) -> experiment_lib.Params:
+  """Returns the parameters that are evaluated: the average if there is one."""
+  return state['ema'] or state['params']
+
+
+def create(experiment: experiment_lib.Experiment) -> TrainState:
+  """Returns the state at step 0; to be called under `jax.jit`."""
+  config = experiment.config
+  params = experiment.init_params()
+  return {
+    'step': jnp.zeros((), jnp.int32),
+    'params': params,
+    'opt_state': experiment.optimizer.init(params),
+    'ema': jax.tree.map(jnp.copy, params) if config.ema else {},
+  }

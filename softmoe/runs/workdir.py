@@ -1,0 +1,179 @@
+"""The directory of one run: who owns it, and what it holds.
+
+`config.json`, `params.txt`, `metrics.jsonl`, TensorBoard events,
+`checkpoints/`, and at the end `result.json`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+
+from softmoe import config as config_lib
+from softmoe.errors import UserError
+from softmoe.process import peers
+from softmoe.runs import checkpoint
+
+# Fields that may change from one start of a run to the next: none of them
+# changes a number that the run computes, but for the order of a sum.
+_FREE = (
+  'mesh',
+  'model.moe.exchange_chunks',
+  'log_every',
+  'eval_every',
+  'checkpoint.',
+  'data.threads',
+  'data.prefetch',
+  'data.eval_batch_size',
+)
+
+
+def claim(
+  workdir: str | os.PathLike, config: config_lib.Config
+) -> pathlib.Path:
+  """Makes sure that `workdir` is new, empty, or of this very experiment.
+
+  It is made if it does not exist; nothing is written into it.
+
+  Raises:
+    UserError: it cannot be written to, holds files of something else, or
+      belongs to another experiment.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  _make(workdir)
+  if (workdir / 'config.json').exists():
+    _compare(workdir, config)
+  elif any(_is_visible_file(path) for path in workdir.rglob('*')):
+    raise UserError(
+      '--workdir', str(workdir), 'a directory that is new, empty or of a run'
+    )
+  return workdir
+
+
+def share(workdir: pathlib.Path) -> None:
+  """Waits until all processes have claimed `workdir`, the same for all.
+
+  So nobody writes into it while another still looks at what is there.
+
+  Raises:
+    UserError: another process has a directory of its own by that name.
+  """
+  peers.meet('claimed')
+  token = workdir / f'.job.{peers.from_first("job", secrets.token_hex(8))}'
+  if jax.process_index() == 0:
+    token.touch()
+  peers.meet('written')
+  if not token.exists():
+    raise UserError(
+      '--workdir', str(workdir), 'a directory that all processes share'
+    )
+  peers.meet('shared')
+  if jax.process_index() == 0:
+    token.unlink()
+
+
+def read_config(workdir: pathlib.Path) -> config_lib.Config:
+  """Returns the config of the run in `workdir`.
+
+  Raises:
+    UserError: there is none, or it is not one.
+  """
+  values = _read_json(workdir / 'config.json')
+  values.pop('fsdp', None)  # of old runs: now an axis of the mesh
+  return config_lib.parse(values)
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns what a finished run wrote to `result.json`, None if it did not.
+
+  Raises:
+    UserError: the file is corrupt.
+  """
+  path = workdir / 'result.json'
+  return _read_json(path) if path.exists() else None
+
+
+def open_checkpoints(
+  workdir: pathlib.Path, config: config_lib.Config
+) -> checkpoint.Checkpoints:
+  """Returns the checkpoints of the run in `workdir`; there may be none yet.
+
+  Raises:
+    UserError: the config is wrong or a checkpoint is damaged.
+  """
+  directory = workdir / 'checkpoints'
+  with reading(str(directory)):
+    return checkpoint.Checkpoints(directory, config.checkpoint)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+  """Turns whatever the damaged checkpoint `name` raises into one UserError."""
+  # The libraries beneath report damage at length, in several log lines.
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    if peers.is_loss(e):
+      raise
+    problem = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
+    raise UserError(
+      name, problem, 'an intact checkpoint; removed, the one before it is used'
+    ) from e
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes a JSON file at once: a reader sees all of it or the one before."""
+  # Hidden, so that a workdir which holds no more than this is an empty one.
+  temporary = path.with_name(f'.{path.name}')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)
+
+
+def _make(workdir: pathlib.Path) -> None:
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    writable = os.access(workdir, os.W_OK | os.X_OK)
+  except OSError as e:
+    raise UserError(
+      '--workdir', str(workdir), f'a directory that can be made ({e.strerror})'
+    ) from e
+  if not writable:
+    raise UserError('--workdir', str(workdir), 'a writable directory')
+
+
+def _is_visible_file(path: pathlib.Path) -> bool:
+  return path.is_file() and not path.name.startswith('.')
+
+
+def _compare(workdir: pathlib.Path, config: config_lib.Config) -> None:
+  """Raises if the run in `workdir` computes other numbers than `config`."""
+  differences = config_lib.differences(read_config(workdir), config)
+  for field, (old, new) in differences.items():
+    if not field.startswith(_FREE):
+      raise UserError(
+        f'config.{field}',
+        new,
+        f'{old!r}, as the run in {workdir} has it; or take another --workdir',
+      )
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError('--workdir', str(path.parent), f'a run; {path}: {e}') from e
+  if not isinstance(value, dict):
+    raise UserError(str(path), value, 'an object, as a run writes it')
+  return value

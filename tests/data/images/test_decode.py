@@ -1,0 +1,66 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from softmoe.data.images import decode
+from softmoe.errors import UserError
+
+
+def _encoded(image, suffix='png', **options):
+  content = io.BytesIO()
+  pillow_format = {'png': 'PNG', 'jpg': 'JPEG'}[suffix]
+  image.save(content, pillow_format, **options)
+  return content.getvalue()
+
+
+def _decode(content):
+  return decode.decode(io.BytesIO(content), 'the image')
+
+
+@pytest.mark.parametrize(
+  ('mode', 'channels'),
+  [
+    ('L', 1),
+    ('1', 1),
+    ('LA', 1),
+    ('RGB', 3),
+    ('RGBA', 3),
+    ('P', 3),
+    ('CMYK', 3),
+  ],
+)
+def test_modes(mode, channels):
+  suffix = 'jpg' if mode == 'CMYK' else 'png'
+  image = _decode(_encoded(pillow.new(mode, (6, 4)), suffix))
+  assert (image.shape, image.dtype) == ((4, 6, channels), np.uint8)
+
+
+def test_pixels():
+  image = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+  whole = pillow.fromarray(image)
+  np.testing.assert_array_equal(_decode(_encoded(whole)), image)
+  lossy = _decode(_encoded(whole, 'jpg', quality=95))
+  np.testing.assert_allclose(lossy.astype(int), image, atol=2)
+
+
+def test_path(tmp_path):
+  path = tmp_path / 'x.png'
+  path.write_bytes(_encoded(pillow.new('L', (2, 3), 7)))
+  np.testing.assert_array_equal(decode.decode(str(path), 'x'), [[[7]] * 2] * 3)
+
+
+def test_deep_images_are_refused():
+  deep = pillow.fromarray(np.zeros((4, 4), np.uint16))
+  with pytest.raises(UserError, match='not 8 bits a channel'):
+    _decode(_encoded(deep))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+@pytest.mark.parametrize('keep', [0, 10, 300])
+def test_a_corrupt_image_is_named(suffix, keep):
+  noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+  content = _encoded(pillow.fromarray(noise), suffix)[:keep]
+  with pytest.raises(UserError, match='the image.*an intact JPEG or PNG'):
+    _decode(content)

@@ -1,0 +1,148 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from softmoe import config as config_lib
+from softmoe.data.images import geometry, transforms
+from softmoe.errors import UserError
+
+
+def _image(*shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def _config(image_size=(6, 8), channels=3, **fields):
+  transform = config_lib.TransformConfig(**fields)
+  return config_lib.DataConfig(
+    image_size=image_size, channels=channels, train=transform, eval=transform
+  )
+
+
+def _rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+def test_value_range():
+  images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
+  for value_range, expected in (
+    ((-1.0, 1.0), [-1, -0.6, 1]),
+    ((0.0, 1.0), [0, 0.2, 1]),
+    ((0.0, 255.0), [0, 51, 255]),
+  ):
+    scaled = transforms.to_value_range(images, value_range)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled.ravel(), expected, rtol=1e-6)
+  ends = transforms.to_value_range(images, (-1.0, 1.0)).ravel()[[0, 2]]
+  np.testing.assert_array_equal(ends, [-1, 1])
+
+
+def test_channels():
+  grey, colour = _image(4, 5, 1), _image(4, 5, 3)
+  np.testing.assert_array_equal(transforms.to_channels(grey, 1), grey)
+  np.testing.assert_array_equal(transforms.to_channels(colour, 3), colour)
+  as_colour = transforms.to_channels(grey, 3)
+  assert as_colour.shape == (4, 5, 3)
+  np.testing.assert_array_equal(as_colour, np.concatenate([grey] * 3, axis=2))
+  luma = colour @ np.array([0.299, 0.587, 0.114])
+  as_grey = transforms.to_channels(colour, 1)
+  assert as_grey.shape == (4, 5, 1)
+  np.testing.assert_allclose(as_grey[..., 0], luma, atol=1)
+
+
+def test_four_channels_are_refused():
+  transform = transforms.eval_transform(_config())
+  with pytest.raises(UserError, match='channels of an image: got 4'):
+    transform(_image(6, 8, 4))
+
+
+def test_no_transform_changes_nothing():
+  image = _image(6, 8, 3)
+  config = _config()
+  np.testing.assert_array_equal(transforms.eval_transform(config)(image), image)
+  np.testing.assert_array_equal(
+    transforms.train_transform(config)(image, _rng()), image
+  )
+
+
+@pytest.mark.parametrize('given', [1, 3])
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('crop', ['none', 'central', 'inception', 'pad'])
+@pytest.mark.parametrize('resize', [0, 7])
+def test_result_has_the_asked_shape(given, channels, crop, resize):
+  config = _config(
+    channels=channels,
+    crop=crop,
+    resize=resize,
+    flip=True,
+    randaugment_layers=2,
+  )
+  transform = transforms.train_transform(config)
+  for seed, shape in enumerate([(6, 8), (20, 9), (3, 30)]):
+    result = transform(_image(*shape, given), _rng(seed))
+    assert (result.shape, result.dtype) == ((6, 8, channels), np.uint8)
+
+
+def test_evaluation_resizes_then_crops_the_centre():
+  image = _image(20, 40, 3)
+  config = _config(image_size=(8, 8), resize=10, crop='central')
+  result = transforms.eval_transform(config)(image)
+  resized = np.asarray(
+    pillow.fromarray(image).resize((20, 10), pillow.Resampling.BILINEAR)
+  )
+  np.testing.assert_array_equal(result, resized[1:9, 6:14])
+
+
+def test_training_crops_resizes_and_flips():
+  image = _image(20, 40, 3)
+  config = _config(crop='inception', min_area=0.3, flip=True)
+  transform = transforms.train_transform(config)
+  for seed in range(10):
+    rng = _rng(seed)
+    crop = geometry.inception_crop(image, 0.3, rng)
+    expected = geometry.random_flip(geometry.resize(crop, (6, 8)), rng)
+    np.testing.assert_array_equal(transform(image, _rng(seed)), expected)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'crop': 'inception'},
+    {'crop': 'pad'},
+    {'flip': True},
+    {'randaugment_layers': 2},
+  ],
+)
+def test_evaluation_refuses_randomness(fields):
+  expected = f'config.data.eval.{next(iter(fields))}.*not random'
+  with pytest.raises(UserError, match=expected):
+    transforms.eval_transform(_config(**fields))
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'resize': -1},
+    {'crop': 'random'},
+    {'min_area': 0.0},
+    {'min_area': 1.5},
+    {'padding': -1},
+    {'randaugment_layers': -1},
+    {'randaugment_magnitude': -1},
+  ],
+)
+def test_wrong_fields_are_named(fields):
+  name = next(iter(fields))
+  with pytest.raises(UserError, match=f'config.data.train.{name}'):
+    transforms.train_transform(_config(**fields))
+
+
+@pytest.mark.parametrize(
+  'fields', [{'channels': 2}, {'image_size': (0, 4)}, {'image_size': (4, -1)}]
+)
+def test_wrong_shapes_are_named(fields):
+  config = dataclasses.replace(_config(), **fields)
+  for build in (transforms.train_transform, transforms.eval_transform):
+    with pytest.raises(UserError, match=f'config.data.{next(iter(fields))}'):
+      build(config)

@@ -1,0 +1,127 @@
+"""The launcher: its environment, and errors as one line and an exit code."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from softmoe.errors import FAILED, Diverged, Stopped, UserError
+from softmoe.process import launch, preemption
+
+
+class Replaced(Exception):
+  """Stands for the end of this process: `exec` does not return."""
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+  """Returns the environment of a process on Linux, and what replaces it."""
+  calls, environment = [], {}
+
+  def execv(path, argv):
+    calls.append((path, argv))
+    raise Replaced
+
+  monkeypatch.setattr(launch.sys, 'platform', 'linux')
+  monkeypatch.setattr(launch.os, 'environ', environment)
+  monkeypatch.setattr(launch.os, 'execv', execv)
+  return environment, calls
+
+
+@pytest.mark.parametrize(
+  'argv',
+  [
+    ['python', 'train.py', '--config=a b.py:x', "--config.name='q'"],
+    ['python3', '-m', 'softmoe.tool', '--', '-x'],
+    ['python', '-X', 'dev', '-W', 'error', 'train.py'],
+  ],
+)
+def test_huge_pages_start_the_same_command_again_once(
+  replaced, monkeypatch, argv
+):
+  environment, calls = replaced
+  monkeypatch.setattr(launch.sys, 'orig_argv', argv)
+  with pytest.raises(Replaced):
+    launch.use_huge_pages()
+  assert calls == [(sys.executable, [sys.executable, *argv[1:]])]
+  assert environment['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+  launch.use_huge_pages()
+  assert len(calls) == 1
+
+
+def test_huge_pages_keep_other_settings(replaced):
+  environment, _ = replaced
+  environment['GLIBC_TUNABLES'] = 'glibc.malloc.check=3'
+  with pytest.raises(Replaced):
+    launch.use_huge_pages()
+  assert environment['GLIBC_TUNABLES'] == (
+    'glibc.malloc.check=3:glibc.malloc.hugetlb=1'
+  )
+
+
+def test_huge_pages_can_be_turned_off(replaced):
+  environment, calls = replaced
+  environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=0'
+  launch.use_huge_pages()
+  assert not calls
+
+
+def test_huge_pages_are_for_linux(replaced, monkeypatch):
+  environment, calls = replaced
+  monkeypatch.setattr(launch.sys, 'platform', 'darwin')
+  launch.use_huge_pages()
+  assert not calls
+  assert 'GLIBC_TUNABLES' not in environment
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'text'),
+  [
+    (
+      UserError('config.steps', -1, 'at least\n 1'),
+      2,
+      'error: config.steps: got -1; at least 1\n',
+    ),
+    (
+      Diverged('loss at step 3 is nan'),
+      1,
+      'error: loss at step 3 is nan\n',
+    ),
+    (
+      Stopped('SIGTERM', 7),
+      75,
+      'SIGTERM: saved step 7; the same command goes on from there\n',
+    ),
+  ],
+)
+def test_an_error_is_one_line_and_a_code(capsys, error, code, text):
+  def main():
+    raise error
+
+  with pytest.raises(SystemExit) as e:
+    launch.guard(main)
+  assert e.value.code == code
+  assert capsys.readouterr() == ('', text)
+
+
+def test_a_bug_keeps_its_traceback(capsys):
+  def main():
+    raise ZeroDivisionError
+
+  with pytest.raises(SystemExit) as e:
+    launch.guard(main)
+  assert e.value.code == FAILED
+  assert 'Traceback' in capsys.readouterr().err
+
+
+def test_a_stop_signal_is_noted_and_a_second_one_kills():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with preemption.StopSignal() as stop:
+    assert stop.after_step() == ''
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.after_step() == 'SIGINT'
+    for number in (signal.SIGTERM, signal.SIGINT):
+      assert signal.getsignal(number) == signal.SIG_DFL
+  after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  assert after == before

@@ -1,0 +1,148 @@
+"""Who owns a workdir."""
+
+import json
+import pathlib
+
+import pytest
+
+from softmoe import config as config_lib
+from softmoe.errors import UserError
+from softmoe.runs import workdir as workdir_lib
+
+CONFIG = config_lib.Config()
+
+
+def owned(path, config=CONFIG):
+  path.mkdir()
+  workdir_lib.write_json(path / 'config.json', config_lib.to_dict(config))
+  return path
+
+
+def change(**fields):
+  config = config_lib.default()
+  config.update_from_flattened_dict(
+    {path.replace('__', '.'): value for path, value in fields.items()}
+  )
+  return config_lib.parse(config)
+
+
+def test_a_new_directory_is_made_and_stays_empty(tmp_path):
+  workdir = workdir_lib.claim(tmp_path / 'a' / 'b', CONFIG)
+  assert workdir == tmp_path / 'a' / 'b'
+  assert list(workdir.iterdir()) == []
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert workdir_lib.claim('~/run', CONFIG) == tmp_path / 'run'
+
+
+def test_what_a_run_leaves_that_was_killed_at_its_start_is_empty(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / '.config.json').write_text('{"na')
+  workdir_lib.claim(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize('file', ['notes.txt', 'checkpoints/1/state'])
+def test_files_of_something_else_are_refused(tmp_path, file):
+  path = tmp_path / file
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text('precious')
+  with pytest.raises(UserError, match='new, empty or of a run'):
+    workdir_lib.claim(tmp_path, CONFIG)
+  assert path.read_text() == 'precious'
+
+
+@pytest.mark.parametrize('parent', ['file', '/proc', '/sys'])
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path, parent):
+  (tmp_path / 'file').write_text('')
+  if parent.startswith('/') and not pathlib.Path(parent).exists():
+    pytest.skip(f'no {parent} here')
+  with pytest.raises(UserError, match='--workdir.*can be made'):
+    workdir_lib.claim(tmp_path / parent / 'run', CONFIG)
+
+
+def test_a_directory_without_write_permission_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr('os.access', lambda *_: False)
+  with pytest.raises(UserError, match='--workdir.*writable'):
+    workdir_lib.claim(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    dict(mesh='data:2,fsdp:2,expert:2'),
+    dict(log_every=1, eval_every=7),
+    dict(checkpoint__every=3, checkpoint__keep_last=5),
+    dict(data__threads=1, data__prefetch=0, data__eval_batch_size=8),
+  ],
+)
+def test_a_run_goes_on_with_what_changes_no_number(tmp_path, changes):
+  workdir = owned(tmp_path / 'run')
+  workdir_lib.claim(workdir, change(**changes))
+
+
+def test_a_run_goes_on_from_when_fsdp_was_no_axis(tmp_path):
+  workdir = owned(tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  (workdir / 'config.json').write_text(json.dumps(config | {'fsdp': True}))
+  workdir_lib.claim(workdir, change(mesh='fsdp:8'))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('seed', 1),
+    ('steps', 5),
+    ('model.width', 16),
+    ('model.moe.num_experts', 2),
+    ('optimizer.name', 'sgd'),
+    ('data.batch_size', 8),
+  ],
+)
+def test_another_experiment_is_refused(tmp_path, field, value):
+  workdir = owned(tmp_path / 'run')
+  with pytest.raises(UserError, match=f'config.{field}: got {value!r}'):
+    workdir_lib.claim(workdir, change(**{field.replace('.', '__'): value}))
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', '{"steps": 3', '[]', '"x"', '\xff', '{"stepz": 1}', '{"model":1}'],
+)
+def test_a_corrupt_config_is_one_clear_error(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text, encoding='latin-1')
+  with pytest.raises(UserError, match='config.json|config.stepz|config.model'):
+    workdir_lib.claim(tmp_path, CONFIG)
+
+
+def test_config_is_read_back(tmp_path):
+  config = change(model__moe__blocks=(2, 3), data__value_range=(0.0, 1.0))
+  assert workdir_lib.read_config(owned(tmp_path / 'run', config)) == config
+
+
+def test_a_directory_without_a_run_is_named(tmp_path):
+  with pytest.raises(UserError, match='config.json: .*No such file'):
+    workdir_lib.read_config(tmp_path)
+
+
+def test_result_is_read_back(tmp_path):
+  assert workdir_lib.read_result(tmp_path) is None
+  workdir_lib.write_json(tmp_path / 'result.json', {'accuracy': 0.5})
+  assert workdir_lib.read_result(tmp_path) == {'accuracy': 0.5}
+  (tmp_path / 'result.json').write_text('{')
+  with pytest.raises(UserError, match='result.json'):
+    workdir_lib.read_result(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / 'config.json'
+  workdir_lib.write_json(path, {'a': 1})
+
+  def fail(*_):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(pathlib.Path, 'replace', fail)
+  with pytest.raises(OSError, match='disk full'):
+    workdir_lib.write_json(path, {'a': 2})
+  assert json.loads(path.read_text()) == {'a': 1}
