@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from softmoe import experiment as experiment_lib
 from softmoe.process import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,10 +26,9 @@ flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 def main() -> dict[str, Any]:
   """Trains, and returns the result."""
-  from softmoe import config as config_lib
   from softmoe.training import loop
 
-  return loop.train(config_lib.parse(_CONFIG.value), _WORKDIR.value)
+  return loop.train(experiment_lib.parse(_CONFIG.value), _WORKDIR.value)
 
 
 if __name__ == '__main__':

@@ -19,10 +19,13 @@ import jax
 import timing
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
+from softmoe.data.images import config as image_config
+from softmoe.models import config as model_config
+from softmoe.models import vit
 from softmoe.runs import state
+from softmoe.tasks import classification
 from softmoe.training import step
 
 ROUNDS = 3
@@ -94,22 +97,24 @@ def step_seconds(name: str, devices: int) -> float:
   return min(seconds[1:])
 
 
-def _config(name: str) -> config_lib.Config:
+def _config(name: str) -> classification.Config:
   small = dict(patch_size=(7, 7), width=128, depth=6, mlp_dim=512, num_heads=4)
-  model = config_lib.ModelConfig(**(small | MODELS[name]))
+  model = vit.ViTConfig(**(small | MODELS[name]))
   if MODELS[name]:
-    moe = config_lib.MoEConfig(blocks=(0,), num_experts=128)
+    moe = model_config.MoEConfig(blocks=(0,), num_experts=128)
     model = dataclasses.replace(model, moe=moe)
   batch_size = 8 if MODELS[name] else 128
-  data = config_lib.DataConfig(image_size=(28, 28), batch_size=batch_size)
-  return config_lib.Config(
+  data = image_config.ImageDataConfig(
+    image_size=(28, 28), batch_size=batch_size
+  )
+  return classification.Config(
     model=model,
     data=data,
     mesh='data:1,expert:-1' if MODELS[name] else 'data:-1',
   )
 
 
-def _batch(config: config_lib.Config) -> dict[str, jax.Array]:
+def _batch(config: classification.Config) -> dict[str, jax.Array]:
   rows = config.data.batch_size
   image = jnp.ones((rows, *config.data.image_size, config.data.channels))
   label = jnp.zeros((rows,), 'int32')

@@ -22,6 +22,7 @@ from softmoe import experiment as experiment_lib  # noqa: E402
 from softmoe import sharding  # noqa: E402
 from softmoe.plan import hlo, targets  # noqa: E402
 from softmoe.runs import state as state_lib
+from softmoe.tasks import classification
 from softmoe.training import step as step_lib  # noqa: E402
 
 # By name: compiler options, the same as flags of LIBTPU_INIT_ARGS or XLA_FLAGS.
@@ -42,9 +43,9 @@ MATMUL = re.compile('op_name="[^"]*dot_general')
 WITHOUT_GPU = {'xla_gpu_enable_triton_gemm': False}
 
 
-def make_config(chunks: int, num_devices: int) -> config_lib.Config:
+def make_config(chunks: int, num_devices: int) -> classification.Config:
   """Returns L/16's width, two MoE blocks, 16 images a device."""
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.mesh = 'data:-1,expert:8'
   config.optimizer.name = 'sgd'
   config.data.update(image_size=(224, 224), channels=3, num_classes=8)
@@ -54,7 +55,7 @@ def make_config(chunks: int, num_devices: int) -> config_lib.Config:
   config.model.update(num_heads=16, dtype='bfloat16')
   config.model.moe.update(blocks=(0, 1), num_experts=16, slots_per_expert=16)
   config.model.moe.exchange_chunks = chunks
-  return config_lib.parse(config)
+  return experiment_lib.parse(config)
 
 
 def compile_step(target: str, chunks: int, options: dict) -> str:

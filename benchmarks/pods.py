@@ -16,7 +16,7 @@ import sys
 import ml_collections
 import timing
 
-from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe.plan import compiling, estimate, programs, targets
 
 CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'jft4b.py'
@@ -43,7 +43,7 @@ GIB = 2**30
 def plan(config: ml_collections.ConfigDict, target: str, program: str) -> dict:
   """Returns the estimate of one program."""
   return estimate.estimate(
-    config_lib.parse(config),
+    experiment_lib.parse(config),
     targets.open_target(target),
     which=(program,),
     cache=compiling.default_cache(),

@@ -16,6 +16,7 @@ import ml_collections
 
 from softmoe import config as config_lib
 from softmoe.models import vit
+from softmoe.tasks import classification
 
 ARGUMENTS = ('soft', 'vit')
 
@@ -27,7 +28,7 @@ def get_config(argument: str = 'soft') -> ml_collections.ConfigDict:
     UserError: the argument is none of ARGUMENTS.
   """
   config_lib.check_argument(argument, ARGUMENTS)
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.name = f'cifar10 {argument}'
   config.steps = 20_000
   config.mixup = 0.2

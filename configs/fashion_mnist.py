@@ -20,6 +20,7 @@ The others were not trained to the end.
 import ml_collections
 
 from softmoe import config as config_lib
+from softmoe.tasks import classification
 
 # Twelve experts like the ViT's MLP for the 16 tokens of an image, in the last
 # half of the blocks; sparse routers look at 8 images at a time, as V-MoE did.
@@ -70,7 +71,7 @@ ARGUMENTS = tuple(MOE)
 def get_config(argument: str = 'soft') -> ml_collections.ConfigDict:
   """Returns the config of a ViT whose last half routes as ARGUMENT says."""
   config_lib.check_argument(argument, ARGUMENTS)
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.name = NAMES.get(argument, argument.replace('_', ' ').capitalize())
   config.steps = 14_000  # 30 epochs
   config.log_every = 100

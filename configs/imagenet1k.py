@@ -20,6 +20,7 @@ import ml_collections
 
 from softmoe import config as config_lib
 from softmoe.models import vit
+from softmoe.tasks import classification
 
 # size: (variant, experts of the Soft MoE)
 SIZES = {
@@ -42,7 +43,7 @@ def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
   config_lib.check_argument(argument, ARGUMENTS)
   model, size = argument.split('-')
   variant, experts = SIZES[size]
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.name = f'imagenet1k {argument}'
   config.steps = 90 * 1_281_167 // 1024
   config.mixup = 0.2

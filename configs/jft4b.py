@@ -24,6 +24,7 @@ import ml_collections
 
 from softmoe import config as config_lib
 from softmoe.models import vit
+from softmoe.tasks import classification
 
 # size: (variant, experts of the Soft MoE, steps)
 SIZES = {
@@ -45,7 +46,7 @@ def get_config(argument: str = 'soft-s16') -> ml_collections.ConfigDict:
   config_lib.check_argument(argument, ARGUMENTS)
   model, size = argument.split('-')
   variant, experts, steps = SIZES[size]
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.name = f'jft4b {argument}'
   config.steps = steps
   config.loss = 'sigmoid'

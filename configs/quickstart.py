@@ -15,6 +15,7 @@ inside scikit-learn, so nothing is downloaded. Four patches, four slots.
 import ml_collections
 
 from softmoe import config as config_lib
+from softmoe.tasks import classification
 
 ARGUMENTS = ('soft', 'vit')
 
@@ -22,7 +23,7 @@ ARGUMENTS = ('soft', 'vit')
 def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
   """Returns the config of 'soft' or 'vit'."""
   config_lib.check_argument(model, ARGUMENTS)
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.name = {'soft': 'Soft MoE', 'vit': 'ViT'}[model]
   config.steps = 1500
   config.log_every = 150

@@ -3,12 +3,15 @@
 A config file starts from `default()`, an ml_collections `ConfigDict`, and
 changes what its experiment needs. `parse` checks the result once, names any
 field that is wrong, and returns the dataclasses that the rest of the package
-works with. Empty tuples, empty strings and zeros mean "off"; no field is None,
-so that every field can be overridden on the command line.
+works with. What is special to a task is in a dataclass of its own, which
+extends `Config`: see `softmoe.tasks`. Empty tuples, empty strings and zeros
+mean "off"; no field is None, so that every field can be overridden on the
+command line.
 """
 
 import dataclasses
 import difflib
+import importlib
 import types
 import typing
 from typing import Any
@@ -17,87 +20,18 @@ import ml_collections
 
 from softmoe.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class MoEConfig:
-  """Which blocks are mixtures of experts, and how they route.
-
-  A router reads the fields that it knows; `softmoe.models.mixtures` says which.
-  """
-
-  router: str = 'soft'
-  blocks: tuple[int, ...] = ()  # indices of the MoE blocks; empty: a plain ViT
-  num_experts: int = 1
-  expert_dim: int = 0  # hidden width of an expert; 0: mlp_dim
-  expert_init: str = 'independent'  # or 'identical'
-  shared_dim: int = 0  # hidden width of an MLP for every token; 0: none
-  group_size: int = 1  # examples whose tokens are routed together
-  exchange_chunks: int = 1  # parts in which slots travel; not for dropless
-  slots_per_expert: int = 1  # soft routers
-  k: int = 1  # experts of a token
-  capacity_factor: float = 0.0  # 0: nothing is dropped
-  eval_capacity_factor: float = 0.0  # 0: as in training
-  batch_priority: bool = False
-  normalize: bool = False  # the gates of a token's experts sum to 1
-  num_null: int = 0  # experts that return 0
-  noise_std: float = 0.0  # of the logits in training, times the experts
-  softmax_over: str = 'experts'  # or 'tokens'; 'experts_choice' only
-  threshold: float = 0.9
-  temperature: float = 1.0
-  losses: tuple[tuple[str, float], ...] = ()  # (name, coefficient) pairs
-  balance: float = 0.01  # coefficient of the loss of 'threshold'
-  rate: float = 1e-3  # by how much 'bias_balanced' moves its bias in a step
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """A vision transformer; `softmoe.models.vit.variant('S/16')` fills sizes."""
-
-  patch_size: tuple[int, int] = (16, 16)
-  width: int = 384
-  depth: int = 12
-  mlp_dim: int = 1536
-  num_heads: int = 6
-  pool: str = 'gap'  # 'gap', 'token' or 'map'
-  representation_size: int = 0  # width of the tanh pre-logits layer; 0: none
-  qk_norm: bool = False
-  dropout: float = 0.0
-  drop_path: float = 0.0  # rate of the last block; grows linearly with depth
-  dtype: str = 'float32'  # of the computation
-  param_dtype: str = 'float32'
-  remat: bool = False  # compute blocks again in the backward pass
-  scan: bool = False  # one compiled body for each run of equal blocks
-  moe: MoEConfig = MoEConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformConfig:
-  """What happens to one image between its source and the batch."""
-
-  resize: int = 0  # shorter side in pixels, before the crop; 0: off
-  crop: str = 'none'  # 'none', 'central', 'inception' or 'pad'
-  min_area: float = 0.05  # inception crop: smallest share of the image
-  padding: int = 4  # 'pad': pixels of reflection before a random crop
-  flip: bool = False
-  randaugment_layers: int = 0
-  randaugment_magnitude: int = 10
+ConfigType = typing.TypeVar('ConfigType', bound='Config')
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where images come from and how they become batches."""
+  """Where examples come from and how they become batches; tasks add fields."""
 
-  source: str = 'digits'
+  source: str = ''
   train_split: str = 'train'
   eval_split: str = 'test'
-  num_classes: int = 10
-  image_size: tuple[int, int] = (8, 8)  # height, width in pixels
-  channels: int = 1
-  batch_size: int = 128  # global
-  eval_batch_size: int = 512  # global
-  value_range: tuple[float, float] = (-1.0, 1.0)
-  train: TransformConfig = TransformConfig()
-  eval: TransformConfig = TransformConfig()
+  batch_size: int = 128  # examples, of all devices
+  eval_batch_size: int = 512  # examples, of all devices
   threads: int = 4  # that read and transform examples
   prefetch: int = 2  # batches placed on the devices ahead of the step
 
@@ -141,27 +75,24 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole experiment."""
+  """What every experiment has; the dataclass of a task adds what it needs."""
 
   name: str = 'experiment'
+  task: str = 'classification'  # or 'my_module:MyTask'
   seed: int = 0
   steps: int = 1000
-  loss: str = 'softmax'  # or 'sigmoid'
-  label_smoothing: float = 0.0
-  mixup: float = 0.0  # alpha of the beta distribution; 0: off
   ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
-  mesh: str = 'data:-1'  # sizes by axis: 'data', 'fsdp' and 'expert'
+  mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: int = 50
   eval_every: int = 0  # steps; 0: at the end only
-  model: ModelConfig = ModelConfig()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
 
 
-def default() -> ml_collections.ConfigDict:
+def default(cls: type[Config]) -> ml_collections.ConfigDict:
   """Returns every field with its default, ready for a config file to change."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  return ml_collections.ConfigDict(dataclasses.asdict(cls()))
 
 
 def check_argument(argument: str, known: tuple[str, ...]) -> None:
@@ -170,15 +101,37 @@ def check_argument(argument: str, known: tuple[str, ...]) -> None:
     raise UserError('--config=FILE:ARGUMENT', argument, f'one of {list(known)}')
 
 
-def parse(config: ml_collections.ConfigDict | dict) -> Config:
-  """Returns the checked, frozen form of a config.
+def parse(
+  config: ml_collections.ConfigDict | dict, cls: type[ConfigType]
+) -> ConfigType:
+  """Returns the checked, frozen form of a config, an instance of `cls`.
 
   Raises:
     UserError: a key is unknown or a value has the wrong type.
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  return _parse(Config, config, '')
+  return _parse(cls, config, '')
+
+
+def load(field: str, name: str) -> Any:
+  """Returns the object that 'module:Name' names, such as a user's own router.
+
+  Modules are looked for where Python does, and in the current folder.
+
+  Args:
+    field: of the config, for the error.
+    name: 'module:Name'; the module may have dots.
+
+  Raises:
+    UserError: there is no such module, or nothing of that name in it.
+  """
+  module, _, attribute = name.partition(':')
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError, ValueError) as e:
+    expected = f"'module:Name' that can be imported ({e})"
+    raise UserError(f'config.{field}', name, expected) from e
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -228,7 +181,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return _convert_tuple(typing.get_args(hint), value, path)
   if hint is float and type(value) is int:
     return float(value)
-  if type(value) is hint:
+  if hint is Any or type(value) is hint:
     return value
   raise UserError(f'config.{path}', value, f'a value of type {_name(hint)}')
 

@@ -16,7 +16,7 @@ from softmoe.errors import UserError
 from softmoe.models import vit
 from softmoe.moe import routing
 from softmoe.optim import optimizer, schedules
-from softmoe.tasks import losses
+from softmoe.tasks import classification, losses
 
 Params = dict[str, Any]
 
@@ -55,6 +55,11 @@ class Experiment:
       out_sharding=jax.tree.map(lambda w: w.sharding, self.abstract_params),
     )
     return make()
+
+
+def parse(config: Any) -> config_lib.Config:
+  """Returns the checked, frozen form of a config, as its task wants it."""
+  return config_lib.parse(config, classification.Config)
 
 
 def build(

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.costs import flops
@@ -25,7 +24,7 @@ ALL = [(name, a) for name, m in MODULES.items() for a in m['ARGUMENTS']]
 
 
 def load(name, argument):
-  return config_lib.parse(MODULES[name]['get_config'](argument))
+  return experiment_lib.parse(MODULES[name]['get_config'](argument))
 
 
 def shrink(config):

@@ -11,6 +11,7 @@ from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe.layer import SoftMoE
+from softmoe.tasks import classification
 
 P = jax.P
 
@@ -239,13 +240,13 @@ def test_batch_spec_is_every_axis(mesh):
 
 
 def params_of(scan, mesh):
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.mesh = mesh
   config.data.update(batch_size=8, eval_batch_size=8, num_classes=4)
   config.model.update(patch_size=(4, 4), width=16, mlp_dim=32, num_heads=2)
   config.model.update(qk_norm=True, scan=scan, depth=4 if scan else 2)
   config.model.moe.update(blocks=(2, 3) if scan else (1,), num_experts=4)
-  return experiment_lib.build(config_lib.parse(config)).abstract_params
+  return experiment_lib.build(experiment_lib.parse(config)).abstract_params
 
 
 @pytest.mark.parametrize('scan', [False, True])

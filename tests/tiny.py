@@ -3,11 +3,13 @@
 import ml_collections
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
+from softmoe.tasks import classification
 
 
 def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
   config_lib.check_argument(model, ('soft', 'vit'))
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.steps = 8
   config.mixup = 0.3
   config.label_smoothing = 0.1
@@ -27,10 +29,10 @@ def get_config(model: str = 'soft') -> ml_collections.ConfigDict:
   return config
 
 
-def parse(model: str = 'soft', **changes) -> config_lib.Config:
+def parse(model: str = 'soft', **changes) -> classification.Config:
   """Returns the config with some fields changed; `a__b` is the field a.b."""
   config = get_config(model)
   config.update_from_flattened_dict(
     {path.replace('__', '.'): value for path, value in changes.items()}
   )
-  return config_lib.parse(config)
+  return experiment_lib.parse(config)

@@ -16,6 +16,7 @@ from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.costs import chips
+from softmoe.models import config as model_config
 from softmoe.models import mixtures
 
 
@@ -103,7 +104,7 @@ def _experts_choice(
   config: config_lib.Config, capacity_factor: float
 ) -> config_lib.Config:
   old = config.model.moe
-  moe = config_lib.MoEConfig(
+  moe = model_config.MoEConfig(
     router='experts_choice',
     blocks=old.blocks,
     num_experts=old.num_experts,

@@ -10,8 +10,8 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from softmoe import config as config_lib
 from softmoe import sharding
+from softmoe.models import config as config_lib
 from softmoe.models import mixtures
 from softmoe.moe import layer
 
@@ -42,7 +42,7 @@ class Attention(nnx.Module):
   """Multi-head attention, with optional LayerNorm of queries and keys."""
 
   def __init__(
-    self, config: config_lib.ModelConfig, *, qk_norm: bool, rngs: nnx.Rngs
+    self, config: config_lib.TransformerConfig, *, qk_norm: bool, rngs: nnx.Rngs
   ):
     width, self.num_heads = config.width, config.num_heads
     linear = lambda: nnx.Linear(
@@ -96,7 +96,7 @@ def attend(
 
 
 def layer_norm(
-  config: config_lib.ModelConfig,
+  config: config_lib.TransformerConfig,
   width: int,
   *,
   use_bias: bool = True,
@@ -117,7 +117,7 @@ class Block(nnx.Module):
   """Pre-norm transformer block; its second half is an MLP or an MoE layer."""
 
   def __init__(
-    self, config: config_lib.ModelConfig, *, moe: bool, rngs: nnx.Rngs
+    self, config: config_lib.TransformerConfig, *, moe: bool, rngs: nnx.Rngs
   ):
     self.dropout, self.dtype = config.dropout, jnp.dtype(config.dtype)
     self.attention_norm = layer_norm(config, config.width, rngs=rngs)

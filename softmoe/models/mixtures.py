@@ -8,8 +8,8 @@ from typing import NamedTuple
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe.errors import UserError
+from softmoe.models import config as config_lib
 from softmoe.moe import experts, layer, mlp, routing
 from softmoe.moe.routers import (
   bias_balanced,
@@ -105,7 +105,7 @@ COMMON = frozenset(
 )
 
 
-def make_moe(config: config_lib.ModelConfig, rngs: nnx.Rngs) -> layer.MoE:
+def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
   """Returns the MoE layer that a config asks for, with MLPs as experts.
 
   Raises:
@@ -172,7 +172,7 @@ def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
 
 
 def make_router(
-  config: config_lib.ModelConfig, rngs: nnx.Rngs
+  config: config_lib.TransformerConfig, rngs: nnx.Rngs
 ) -> routing.Router:
   """Returns the router alone."""
   entry, values = ROUTERS[config.moe.router], dataclasses.asdict(config.moe)
@@ -190,7 +190,7 @@ def make_router(
 
 
 def make_mlp(
-  config: config_lib.ModelConfig, mlp_dim: int, rngs: nnx.Rngs
+  config: config_lib.TransformerConfig, mlp_dim: int, rngs: nnx.Rngs
 ) -> mlp.Mlp:
   """Returns an MLP of the model's types."""
   return mlp.Mlp(

@@ -3,11 +3,12 @@
 Axes: `b` images, `n` tokens, `d` width.
 """
 
+from typing import Any
+
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from softmoe import config as config_lib
 from softmoe import sharding
 
 
@@ -21,7 +22,7 @@ class PatchEmbedding(nnx.Module):
 
   def __init__(
     self,
-    config: config_lib.ModelConfig,
+    config: Any,
     image_size: tuple[int, int],
     channels: int,
     *,

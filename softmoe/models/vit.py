@@ -6,6 +6,7 @@ learned position embedding, final LayerNorm before the pooling.
 Axes: `b` images, `n` tokens, `d` width, `c` classes.
 """
 
+import dataclasses
 import itertools
 import math
 import operator
@@ -17,10 +18,10 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import blocks, mixtures, patches
+from softmoe.models import config as config_lib
 from softmoe.moe.execution import run as execution
 
 # name: (width, depth, mlp_dim, heads); Zhai et al. 2022 for g and G,
@@ -40,7 +41,7 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def variant(name: str) -> dict[str, Any]:
-  """Returns the `ModelConfig` fields of a size and patch, such as 'S/16'.
+  """Returns the `ViTConfig` fields of a size and patch, such as 'S/16'.
 
   Raises:
     UserError: the name is not of the form SIZE/PATCH with a known size.
@@ -59,12 +60,21 @@ def last_half(depth: int) -> tuple[int, ...]:
   return tuple(range(depth // 2, depth))
 
 
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(config_lib.TransformerConfig):
+  """A vision transformer; `variant('S/16')` fills the sizes."""
+
+  patch_size: tuple[int, int] = (16, 16)
+  pool: str = 'gap'  # 'gap', 'token' or 'map'
+  representation_size: int = 0  # width of the tanh pre-logits layer; 0: none
+
+
 class ViT(nnx.Module):
   """Images in, logits out."""
 
   def __init__(
     self,
-    config: config_lib.ModelConfig,
+    config: ViTConfig,
     *,
     image_size: tuple[int, int],
     channels: int = 3,
@@ -214,7 +224,7 @@ def merge_aux(auxes: list[dict[str, Any]]) -> dict[str, Any]:
   }
 
 
-def runs(config: config_lib.ModelConfig) -> list[tuple[bool, int]]:
+def runs(config: ViTConfig) -> list[tuple[bool, int]]:
   """Returns (is MoE, number of blocks) of each entry of `ViT.blocks`.
 
   With `scan`, neighbours of one kind share an entry.
@@ -225,9 +235,7 @@ def runs(config: config_lib.ModelConfig) -> list[tuple[bool, int]]:
   return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
 
 
-def make_blocks(
-  config: config_lib.ModelConfig, rngs: nnx.Rngs
-) -> list[blocks.Block]:
+def make_blocks(config: ViTConfig, rngs: nnx.Rngs) -> list[blocks.Block]:
   """Creates the blocks; block i has the same parameters, stacked or not."""
   keys = jax.random.split(rngs.params(), config.depth)
   made, start = [], 0
@@ -243,7 +251,7 @@ def make_blocks(
   return made
 
 
-def check(config: config_lib.ModelConfig, image_size: tuple[int, int]) -> None:
+def check(config: ViTConfig, image_size: tuple[int, int]) -> None:
   """Raises a UserError that names the first field that does not fit."""
   moe, heads, last = config.moe, config.num_heads, config.depth - 1
   sizes = zip(config.patch_size, image_size, strict=True)
@@ -276,7 +284,7 @@ def check(config: config_lib.ModelConfig, image_size: tuple[int, int]) -> None:
 class MapHead(nnx.Module):
   """Pools by attention from one learned probe (Zhai et al. 2022)."""
 
-  def __init__(self, config: config_lib.ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     init, dtype = nnx.initializers, jnp.dtype(config.param_dtype)
     self.probe = nnx.Param(
       init.xavier_uniform()(rngs.params(), (1, 1, config.width), dtype)

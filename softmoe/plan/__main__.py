@@ -10,6 +10,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from softmoe import experiment as experiment_lib
 from softmoe.process import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -38,7 +39,6 @@ def main() -> None:
   """Prints the estimate of one config or two."""
   import jax
 
-  from softmoe import config as config_lib
   from softmoe.plan import compiling, estimate, report, suggest, targets
 
   jax.config.update('jax_platforms', 'cpu')  # nothing runs on anything else
@@ -47,7 +47,9 @@ def main() -> None:
     jax.config.update('jax_num_cpu_devices', max(int(count), 1))
   target = targets.open_target(_TARGET.value)
   cache = pathlib.Path(_CACHE.value or compiling.default_cache()).expanduser()
-  configs = [config_lib.parse(c.value) for c in (_CONFIG, _COMPARE) if c.value]
+  configs = [
+    experiment_lib.parse(c.value) for c in (_CONFIG, _COMPARE) if c.value
+  ]
   reports = [estimate.estimate(c, target, cache=cache) for c in configs]
   for config, each in zip(configs, reports, strict=True):
     if _SUGGEST.value and not each['train']['memory']['fits']:

@@ -16,6 +16,7 @@ import jax
 from absl import logging
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.process import peers
 from softmoe.runs import checkpoint
@@ -86,7 +87,7 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   """
   values = _read_json(workdir / 'config.json')
   values.pop('fsdp', None)  # of old runs: now an axis of the mesh
-  return config_lib.parse(values)
+  return experiment_lib.parse(values)
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:

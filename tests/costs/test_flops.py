@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.costs import flops
+from softmoe.tasks import classification
 
 JFT = runpy.run_path('configs/jft4b.py')
 
@@ -16,7 +18,7 @@ def config_of(argument, **changes):
   config = JFT['get_config'](argument)
   config.model.moe.update(changes.pop('moe', {}))
   config.model.update(changes)
-  return config_lib.parse(config)
+  return experiment_lib.parse(config)
 
 
 # Tables 1 and 8 of the paper. What is counted agrees to its last digit but for
@@ -43,7 +45,7 @@ def test_paper_cost(argument, experts, gflop):
 
 
 def tiny(**changes):
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.data.update(image_size=(32, 32), channels=3)
   config.model.update(patch_size=(4, 4), depth=3, width=32, mlp_dim=64)
   config.model.update({'num_heads': 2} | changes)
@@ -55,18 +57,18 @@ def test_matmuls_make_up_nearly_all_of_it():
   config = tiny(width=d, mlp_dim=f)
   block = 2 * n * (4 * d * d + 2 * n * d + 2 * d * f)
   expected = 2 * n * patch * d + 3 * block + 2 * d * classes
-  counted = flops.forward_flops(config_lib.parse(config))
+  counted = flops.forward_flops(experiment_lib.parse(config))
   assert expected < counted < 1.1 * expected
 
 
 def test_soft_moe_costs_its_slots_and_its_routing():
   n, d, f, experts, slots = 64, 128, 256, 4, 4
   config = tiny(width=d, mlp_dim=f)
-  dense = flops.forward_flops(config_lib.parse(config))
+  dense = flops.forward_flops(experiment_lib.parse(config))
   config.model.moe.update(
     blocks=(1, 2), num_experts=experts, slots_per_expert=slots
   )
-  soft = flops.forward_flops(config_lib.parse(config))
+  soft = flops.forward_flops(experiment_lib.parse(config))
   mlp = 2 * 2 * d * f
   routing = 3 * 2 * n * experts * slots * d  # logits, dispatch, combine
   expected = 2 * (routing + (experts * slots - n) * mlp)
@@ -76,11 +78,11 @@ def test_soft_moe_costs_its_slots_and_its_routing():
 def sparse(router, **fields):
   """Returns the FLOPs beyond the dense model's, of one MoE block of three."""
   config = tiny(width=128, mlp_dim=256)
-  dense = flops.forward_flops(config_lib.parse(config))
+  dense = flops.forward_flops(experiment_lib.parse(config))
   config.model.moe.update(
     router=router, blocks=(1,), num_experts=8, group_size=2, **fields
   )
-  parsed = config_lib.parse(config)
+  parsed = experiment_lib.parse(config)
   return lambda *experts: flops.forward_flops(parsed, *experts) - dense
 
 
@@ -101,7 +103,7 @@ def test_a_capacity_of_evaluation_alone_counts_in_evaluation_alone():
   config = tiny()
   fields |= dict(router='tokens_choice', num_null=2)
   config.model.moe.update(blocks=(1,), num_experts=4, **fields)
-  config = config_lib.parse(config)
+  config = experiment_lib.parse(config)
   assert flops.is_fixed(config)
   assert not flops.is_fixed(flops.in_training(config))
 
@@ -129,7 +131,7 @@ def test_dropless_experts_count_as_many_as_are_wanted():
 def test_cost_is_fixed_unless_tokens_decide(fields, fixed):
   config = tiny()
   config.model.moe.update(blocks=(1,), num_experts=4, **fields)
-  assert flops.is_fixed(config_lib.parse(config)) == fixed
+  assert flops.is_fixed(experiment_lib.parse(config)) == fixed
 
 
 @pytest.mark.parametrize(
@@ -142,12 +144,12 @@ def test_cost_is_fixed_unless_tokens_decide(fields, fixed):
   ],
 )
 def test_how_it_is_run_changes_no_count(changes):
-  plain = flops.forward_flops(config_lib.parse(tiny()))
-  assert flops.forward_flops(config_lib.parse(tiny(**changes))) == plain
+  plain = flops.forward_flops(experiment_lib.parse(tiny()))
+  assert flops.forward_flops(experiment_lib.parse(tiny(**changes))) == plain
 
 
 def test_the_mesh_in_force_plays_no_part_and_stays(mesh):
-  config = config_lib.parse(tiny())
+  config = experiment_lib.parse(tiny())
   alone = flops.forward_flops(config)
   entered = mesh(2, 4)
   assert flops.forward_flops(config) == alone

@@ -6,8 +6,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
-from softmoe.models import blocks
+from softmoe.models import blocks, vit
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share():
@@ -27,7 +26,7 @@ def test_dropout_with_a_smaller_mask_drops_whole_images():
 
 
 def test_drop_path_skips_halves_of_a_block():
-  config = config_lib.ModelConfig(width=16, mlp_dim=24, num_heads=2)
+  config = vit.ViTConfig(width=16, mlp_dim=24, num_heads=2)
   block = blocks.Block(config, moe=False, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (1, 4, 16))
   x = jnp.tile(x, (400, 1, 1))

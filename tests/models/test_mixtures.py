@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe.errors import UserError
-from softmoe.models import mixtures
+from softmoe.models import config as model_config
+from softmoe.models import mixtures, vit
 from softmoe.moe.routers import soft, threshold, tokens_choice
 
 WIDTH, MLP_DIM = 6, 10
@@ -20,11 +20,11 @@ NEEDED = {'experts_choice': dict(capacity_factor=1.0)}
 
 
 def make(router, **fields):
-  config = config_lib.ModelConfig(
+  config = vit.ViTConfig(
     width=WIDTH,
     mlp_dim=MLP_DIM,
     dtype='bfloat16',
-    moe=config_lib.MoEConfig(
+    moe=model_config.MoEConfig(
       **dict(router=router, num_experts=4) | NEEDED.get(router, {}) | fields
     ),
   )
@@ -48,13 +48,13 @@ def test_every_router_makes_a_layer(router):
 
 @pytest.mark.parametrize('router', mixtures.ROUTERS)
 def test_fields_of_a_router_are_fields_of_the_config(router):
-  known = {field.name for field in dataclasses.fields(config_lib.MoEConfig)}
+  known = {field.name for field in dataclasses.fields(model_config.MoEConfig)}
   assert set(mixtures.ROUTERS[router].fields) <= known
   assert known >= mixtures.COMMON
 
 
 def test_every_field_is_read_by_a_router():
-  known = {field.name for field in dataclasses.fields(config_lib.MoEConfig)}
+  known = {field.name for field in dataclasses.fields(model_config.MoEConfig)}
   read = set().union(*(entry.fields for entry in mixtures.ROUTERS.values()))
   assert known == read | mixtures.COMMON
 

@@ -6,12 +6,11 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
-from softmoe.models import patches
+from softmoe.models import patches, vit
 
 
 def make(image, patch):
-  config = config_lib.ModelConfig(patch_size=patch, width=16)
+  config = vit.ViTConfig(patch_size=patch, width=16)
   return patches.PatchEmbedding(config, image, 3, rngs=nnx.Rngs(0))
 
 

@@ -8,12 +8,12 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe.models import blocks, vit
+from softmoe.models import config as model_config
 
 # Runs of one plain and two MoE blocks.
-MOE = config_lib.MoEConfig(blocks=(1, 2), num_experts=3, slots_per_expert=2)
-CONFIG = config_lib.ModelConfig(
+MOE = model_config.MoEConfig(blocks=(1, 2), num_experts=3, slots_per_expert=2)
+CONFIG = vit.ViTConfig(
   patch_size=(4, 4),
   width=16,
   depth=3,

@@ -9,7 +9,9 @@ import pytest
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
+from softmoe.models import config as model_config
 from softmoe.models import vit
+from softmoe.tasks import classification
 
 JFT = runpy.run_path('configs/jft4b.py')
 
@@ -44,7 +46,7 @@ def test_paper_sizes(one_device, argument, millions):
   # The counts of models built with the authors' code. Their ViTs' agree with
   # the paper's 33, 108, 333 and 669 M, their Soft MoEs' with its 933 M, 1.8,
   # 3.7, 13.1 and 54.1 B.
-  config = config_lib.parse(JFT['get_config'](argument))
+  config = experiment_lib.parse(JFT['get_config'](argument))
   assert round(count(config, one_device) / 1e6, 1) == millions
 
 
@@ -61,10 +63,10 @@ PUBLISHED = {
 
 
 def imagenet(name):
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.data.update(image_size=(224, 224), channels=3, num_classes=1000)
   config.model.update(vit.variant(name) | {'pool': 'token', 'scan': True})
-  return config_lib.parse(config)
+  return experiment_lib.parse(config)
 
 
 @pytest.mark.parametrize('name, params', PUBLISHED.items())
@@ -85,7 +87,7 @@ def test_every_size_by_formula(one_device, size):
 
 
 def test_scan_changes_no_count(one_device):
-  config = config_lib.parse(JFT['get_config']('soft-s16'))
+  config = experiment_lib.parse(JFT['get_config']('soft-s16'))
   assert config.model.scan
   model = dataclasses.replace(config.model, scan=False)
   plain = dataclasses.replace(config, model=model)
@@ -93,8 +95,8 @@ def test_scan_changes_no_count(one_device):
 
 
 def test_every_part_of_a_soft_block_is_counted(one_device):
-  config = config_lib.parse(JFT['get_config']('soft-s16'))
-  dense = dataclasses.replace(config.model, moe=config_lib.MoEConfig())
+  config = experiment_lib.parse(JFT['get_config']('soft-s16'))
+  dense = dataclasses.replace(config.model, moe=model_config.MoEConfig())
   vit_params = count(dataclasses.replace(config, model=dense), one_device)
   mlp = 384 * 1536 + 1536 + 1536 * 384 + 384
   router = 384 * 128 + 1

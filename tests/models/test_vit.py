@@ -8,22 +8,22 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe.errors import UserError
+from softmoe.models import config as model_config
 from softmoe.models import mixtures, vit
 
 IMAGE, CHANNELS, CLASSES = (12, 8), 3, 5
 
 
 def small(**changes):
-  config = config_lib.ModelConfig(
+  config = vit.ViTConfig(
     patch_size=(4, 2), width=16, depth=2, mlp_dim=24, num_heads=2
   )
   return dataclasses.replace(config, **changes)
 
 
 def soft(*moe_blocks):
-  return config_lib.MoEConfig(
+  return model_config.MoEConfig(
     blocks=moe_blocks, num_experts=3, slots_per_expert=2
   )
 
@@ -259,7 +259,7 @@ def test_bad_variant_is_named(name):
 )
 def test_what_does_not_fit_is_named(field, value, expected):
   group, _, name = field.rpartition('.')
-  moe = config_lib.MoEConfig(blocks=(1,), num_experts=3)
+  moe = model_config.MoEConfig(blocks=(1,), num_experts=3)
   if group:
     moe = dataclasses.replace(moe, **{name: value})
   config = small(moe=moe) if group else small(**{name: value})

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
+from softmoe.models import config as model_config
 from softmoe.models import vit
 
 
@@ -102,14 +102,14 @@ def reference(config, p, image):
 
 
 def small(**changes):
-  config = config_lib.ModelConfig(
+  config = vit.ViTConfig(
     patch_size=(4, 2), width=16, depth=2, mlp_dim=24, num_heads=2
   )
   return dataclasses.replace(config, **changes)
 
 
 def soft(*moe_blocks):
-  return config_lib.MoEConfig(
+  return model_config.MoEConfig(
     blocks=moe_blocks, num_experts=3, slots_per_expert=2
   )
 

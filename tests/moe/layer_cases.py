@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
-from softmoe.models import mixtures
+from softmoe.models import config as model_config
+from softmoe.models import mixtures, vit
 from softmoe.moe import layer
 from softmoe.moe.routers import hashing
 
@@ -80,8 +80,8 @@ def make(name, shape):
   fields['k'] = min(fields.get('k', 1), num_experts)
   hashed = fields['router'] == 'hash'
   fields['router'] = 'relu' if hashed else fields['router']
-  moe = config_lib.MoEConfig(**fields)
-  config = config_lib.ModelConfig(width=width, mlp_dim=hidden, moe=moe)
+  moe = model_config.MoEConfig(**fields)
+  config = vit.ViTConfig(width=width, mlp_dim=hidden, moe=moe)
   module = nnx.eval_shape(lambda: mixtures.make_moe(config, nnx.Rngs(0)))
   if hashed:  # not in a config: images have no token ids
     router = hashing.HashRouter(num_experts, VOCABULARY)

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models import mixtures
+from softmoe.models import config as model_config
+from softmoe.models import mixtures, vit
 
 P = jax.P
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
@@ -47,8 +47,8 @@ CASES = SLOTS | DROPLESS
 def make(name, exchange_chunks=1):
   """Returns a layer whose parameters are shapes, in their places."""
   fields = dict(num_experts=EXPERTS, shared_dim=16) | CASES[name]
-  moe = config_lib.MoEConfig(exchange_chunks=exchange_chunks, **fields)
-  config = config_lib.ModelConfig(width=WIDTH, mlp_dim=HIDDEN, moe=moe)
+  moe = model_config.MoEConfig(exchange_chunks=exchange_chunks, **fields)
+  config = vit.ViTConfig(width=WIDTH, mlp_dim=HIDDEN, moe=moe)
   return sharding.fsdp(
     sharding.abstract(
       lambda: mixtures.make_moe(config, nnx.Rngs(0)), jax.sharding.get_mesh()

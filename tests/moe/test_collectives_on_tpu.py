@@ -17,6 +17,8 @@ import json, sys
 import jax
 from flax import nnx
 from jax import numpy as jnp
+from softmoe.models import config as model_config
+from softmoe.models import vit
 from softmoe import config as config_lib, sharding
 from softmoe.models import mixtures
 from softmoe.plan import collectives, hlo, targets
@@ -25,8 +27,8 @@ mesh = sharding.make_mesh(
   'data:2,fsdp:2,expert:2', targets.open_target('v5p:2x2x2').devices
 )
 jax.set_mesh(mesh)
-moe = config_lib.MoEConfig(num_experts=8, **json.loads(sys.argv[1]))
-config = config_lib.ModelConfig(width=256, mlp_dim=512, moe=moe)
+moe = model_config.MoEConfig(num_experts=8, **json.loads(sys.argv[1]))
+config = vit.ViTConfig(width=256, mlp_dim=512, moe=moe)
 layer = sharding.fsdp(
   sharding.abstract(lambda: mixtures.make_moe(config, nnx.Rngs(0)), mesh)
 )

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
-from softmoe.models import mixtures
+from softmoe.models import config as model_config
+from softmoe.models import mixtures, vit
 from softmoe.moe import experts, layer, mlp
 from softmoe.moe.routers import hashing
 
@@ -77,11 +77,11 @@ FITTING = {
 
 def make(fields, dtype='float32'):
   """Returns a layer whose parameters are shapes without numbers."""
-  config = config_lib.ModelConfig(
+  config = vit.ViTConfig(
     width=WIDTH,
     mlp_dim=HIDDEN,
     dtype=dtype,
-    moe=config_lib.MoEConfig(
+    moe=model_config.MoEConfig(
       **dict(router='relu', num_experts=EXPERTS) | fields
     ),
   )

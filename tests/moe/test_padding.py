@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from softmoe import config as config_lib
-from softmoe.models import mixtures
+from softmoe.models import config as model_config
+from softmoe.models import mixtures, vit
 
 BALANCED = (('importance', 0.3), ('switch', 0.2), ('z', 0.1))
 CASES = {
@@ -23,10 +23,10 @@ EXAMPLES, TOKENS, REAL, GROUP = 16, 5, 4, 2
 
 def aux_of(router, x, mask=None, place=lambda v: v):
   """Returns losses and metrics of a layer with this router."""
-  moe = config_lib.MoEConfig(
+  moe = model_config.MoEConfig(
     router=router, num_experts=4, group_size=GROUP, **CASES[router]
   )
-  config = config_lib.ModelConfig(width=6, mlp_dim=8, moe=moe)
+  config = vit.ViTConfig(width=6, mlp_dim=8, moe=moe)
   module = mixtures.make_moe(config, nnx.Rngs(0))
   run = jax.jit(
     lambda module, *tokens: module(*tokens)[1], compiler_options=QUICK

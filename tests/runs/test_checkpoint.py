@@ -271,7 +271,7 @@ KILLED = """
 import os, sys
 import jax.numpy as jnp, numpy as np
 from softmoe.config import CheckpointConfig
-from softmoe.training import checkpoint
+from softmoe.runs import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1], CheckpointConfig(every=10))
 checkpoints.save(10, {'params': jnp.ones(2)})
 checkpoints.wait()

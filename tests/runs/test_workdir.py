@@ -6,10 +6,12 @@ import pathlib
 import pytest
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.runs import workdir as workdir_lib
+from softmoe.tasks import classification
 
-CONFIG = config_lib.Config()
+CONFIG = classification.Config()
 
 
 def owned(path, config=CONFIG):
@@ -19,11 +21,11 @@ def owned(path, config=CONFIG):
 
 
 def change(**fields):
-  config = config_lib.default()
+  config = config_lib.default(classification.Config)
   config.update_from_flattened_dict(
     {path.replace('__', '.'): value for path, value in fields.items()}
   )
-  return config_lib.parse(config)
+  return experiment_lib.parse(config)
 
 
 def test_a_new_directory_is_made_and_stays_empty(tmp_path):

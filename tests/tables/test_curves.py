@@ -7,11 +7,12 @@ import pytest
 from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.tables import curves
+from softmoe.tasks import classification
 
 
 def run(path):
   path.mkdir()
-  config = config_lib.to_dict(config_lib.Config())
+  config = config_lib.to_dict(classification.Config())
   (path / 'config.json').write_text(json.dumps(config))
   lines = [
     {'step': 1, 'loss': 2.0},

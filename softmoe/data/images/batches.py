@@ -14,9 +14,9 @@ import grain
 import numpy as np
 from jaxtyping import Integer
 
-from softmoe.config import DataConfig
 from softmoe.data.images import source as source_lib
 from softmoe.data.images import sources, transforms
+from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -27,7 +27,7 @@ _EPOCHS = 2**31
 
 
 def train_batches(
-  config: DataConfig,
+  config: ImageDataConfig,
   *,
   seed: int,
   start_step: int = 0,
@@ -75,7 +75,7 @@ def train_batches(
 
 
 def eval_batches(
-  config: DataConfig,
+  config: ImageDataConfig,
   split: str,
   *,
   rows: Rows | None = None,
@@ -121,7 +121,7 @@ def _check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
   return list(range(size)) if rows is None else sorted(rows.tolist())
 
 
-def _open(config: DataConfig, split: str) -> source_lib.Source:
+def _open(config: ImageDataConfig, split: str) -> source_lib.Source:
   source = sources.open_source(config.source, split)
   return source_lib.LabelCheck(source, config.num_classes)
 
@@ -134,7 +134,9 @@ def _seeds(seed: int) -> tuple[int, int]:
   return int(order), int(transform)
 
 
-def _stack(config: DataConfig, examples: list[source_lib.Example]) -> Batch:
+def _stack(
+  config: ImageDataConfig, examples: list[source_lib.Example]
+) -> Batch:
   images = np.stack([example['image'] for example in examples])
   labels = [example['label'] for example in examples]
   return {
@@ -144,7 +146,7 @@ def _stack(config: DataConfig, examples: list[source_lib.Example]) -> Batch:
 
 
 def _pad(
-  config: DataConfig, examples: list[source_lib.Example], rows: int
+  config: ImageDataConfig, examples: list[source_lib.Example], rows: int
 ) -> Batch:
   """Stacks examples, fills up to `rows` with zeros and says which are real."""
   shape = (rows, *config.image_size, config.channels)
@@ -161,7 +163,7 @@ def _pad(
 
 
 def _read(
-  dataset: grain.MapDataset[Batch], config: DataConfig
+  dataset: grain.MapDataset[Batch], config: ImageDataConfig
 ) -> Iterator[Batch]:
   """Iterates, with `config.threads` threads that each prepare a batch ahead.
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from softmoe.config import DataConfig, TransformConfig
 from softmoe.data.images import geometry, randaugment
+from softmoe.data.images.config import ImageDataConfig, TransformConfig
 from softmoe.errors import UserError
 
 TrainTransform = Callable[[geometry.Image, np.random.Generator], geometry.Image]
@@ -19,7 +19,7 @@ EvalTransform = Callable[[geometry.Image], geometry.Image]
 _CROPS = ('none', 'central', 'inception', 'pad')
 
 
-def train_transform(config: DataConfig) -> TrainTransform:
+def train_transform(config: ImageDataConfig) -> TrainTransform:
   """Returns what `config.train` asks for, a function of (image, rng).
 
   It gives an image of `config.image_size` and `config.channels`.
@@ -32,7 +32,7 @@ def train_transform(config: DataConfig) -> TrainTransform:
   return lambda image, rng: _apply(image, config, config.train, rng)
 
 
-def eval_transform(config: DataConfig) -> EvalTransform:
+def eval_transform(config: ImageDataConfig) -> EvalTransform:
   """Returns what `config.eval` asks for, a function of an image.
 
   Raises:
@@ -74,7 +74,7 @@ def to_channels(image: geometry.Image, channels: int) -> geometry.Image:
 
 def _apply(
   image: geometry.Image,
-  config: DataConfig,
+  config: ImageDataConfig,
   t: TransformConfig,
   rng: np.random.Generator,
 ) -> geometry.Image:
@@ -96,7 +96,7 @@ def _apply(
   return image
 
 
-def _check(part: str, config: DataConfig, t: TransformConfig):
+def _check(part: str, config: ImageDataConfig, t: TransformConfig):
   """Raises if a field that the transforms read is out of its range."""
   layers, magnitude = t.randaugment_layers, t.randaugment_magnitude
   for field, value, valid, expected in (

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from softmoe import config as config_lib
 from softmoe.data.images import batches, sources
+from softmoe.data.images import config as image_config
 from softmoe.errors import UserError
 
-_AUGMENTED = config_lib.TransformConfig(
+_AUGMENTED = image_config.TransformConfig(
   crop='pad', padding=2, flip=True, randaugment_layers=2
 )
-_CONFIG = config_lib.DataConfig(
+_CONFIG = image_config.ImageDataConfig(
   source='fake:6x5x3',
   train_split='train[:50]',
   eval_split='test[:50]',
@@ -109,7 +109,7 @@ def test_seeds_differ_and_repeat():
 
 def _plain(**fields):
   """A config whose images tell which example they are."""
-  return _replace(train=config_lib.TransformConfig(), **fields)
+  return _replace(train=image_config.TransformConfig(), **fields)
 
 
 def _indices(config, count):

@@ -33,7 +33,7 @@ def test_unknown_source_lists_the_known():
 def test_heavy_libraries_are_imported_only_when_asked_for():
   code = """
 import sys
-from softmoe.data import batches
+from softmoe.data.images import batches
 sys.exit(any(m in sys.modules for m in
   ('sklearn', 'tensorflow_datasets', 'tensorflow')))
 """

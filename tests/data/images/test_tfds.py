@@ -77,7 +77,7 @@ def test_tensorflow_is_never_imported(data_dir, tmp_path):
   code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path / 'code')!r})
-from softmoe.data import sources
+from softmoe.data.images import sources
 for name in ('digits', 'tfds:tiny_images'):
   sources.open_source(name, 'train')[0]
 assert 'tensorflow_datasets' in sys.modules

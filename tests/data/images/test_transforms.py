@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from softmoe import config as config_lib
+from softmoe.data.images import config as image_config
 from softmoe.data.images import geometry, transforms
 from softmoe.errors import UserError
 
@@ -14,8 +14,8 @@ def _image(*shape, seed=0):
 
 
 def _config(image_size=(6, 8), channels=3, **fields):
-  transform = config_lib.TransformConfig(**fields)
-  return config_lib.DataConfig(
+  transform = image_config.TransformConfig(**fields)
+  return image_config.ImageDataConfig(
     image_size=image_size, channels=channels, train=transform, eval=transform
   )
 

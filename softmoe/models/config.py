@@ -1,0 +1,54 @@
+"""The fields that transformers share, and those of their MoE blocks."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """Which blocks are mixtures of experts, and how they route.
+
+  A router reads the fields that it knows; `softmoe.models.mixtures` says which.
+  """
+
+  router: str = 'soft'  # or 'my_module:MyRouter'
+  router_options: tuple[tuple[str, Any], ...] = ()  # (argument, value) pairs
+  blocks: tuple[int, ...] = ()  # indices of the MoE blocks; empty: none
+  num_experts: int = 1
+  expert_dim: int = 0  # hidden width of an expert; 0: mlp_dim
+  expert_init: str = 'independent'  # or 'identical'
+  shared_dim: int = 0  # hidden width of an MLP for every token; 0: none
+  group_size: int = 1  # examples whose tokens are routed together
+  exchange_chunks: int = 1  # parts in which slots travel; not for dropless
+  slots_per_expert: int = 1  # soft routers
+  k: int = 1  # experts of a token
+  capacity_factor: float = 0.0  # 0: nothing is dropped
+  eval_capacity_factor: float = 0.0  # 0: as in training
+  batch_priority: bool = False
+  normalize: bool = False  # the gates of a token's experts sum to 1
+  num_null: int = 0  # experts that return 0
+  noise_std: float = 0.0  # of the logits in training, times the experts
+  softmax_over: str = 'experts'  # or 'tokens'; 'experts_choice' only
+  threshold: float = 0.9
+  temperature: float = 1.0
+  losses: tuple[tuple[str, float], ...] = ()  # (name, coefficient) pairs
+  balance: float = 0.01  # coefficient of the loss of 'threshold'
+  rate: float = 1e-3  # by how much 'bias_balanced' moves its bias in a step
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """Sizes and types of a stack of blocks; models add fields of their own."""
+
+  width: int = 384
+  depth: int = 12
+  mlp_dim: int = 1536
+  num_heads: int = 6
+  qk_norm: bool = False
+  dropout: float = 0.0
+  drop_path: float = 0.0  # rate of the last block; grows linearly with depth
+  dtype: str = 'float32'  # of the computation
+  param_dtype: str = 'float32'
+  remat: bool = False  # compute blocks again in the backward pass
+  scan: bool = False  # one compiled body for each run of equal blocks
+  moe: MoEConfig = MoEConfig()
