@@ -1,5 +1,8 @@
 """Every exception that ends a run in good order, and every exit code."""
 
+import operator
+from typing import Any
+
 FAILED = 1  # a run that diverged, or an error that nobody foresaw
 BAD_INPUT = 2  # a UserError
 STOPPED = 75  # a run that stopped midway: start it again
@@ -20,6 +23,12 @@ class UserError(ValueError):
   def __init__(self, field: str, given: object, expected: str):
     self.field, self.given, self.expected = field, given, expected
     super().__init__(f'{field}: got {given!r}; {expected}')
+
+  @classmethod
+  def of_field(cls, config: Any, field: str, expected: str) -> 'UserError':
+    """Returns the error of a config's field such as 'data.batch_size'."""
+    given = operator.attrgetter(field)(config)
+    return cls(f'config.{field}', given, expected)
 
 
 class Diverged(Exception):

@@ -1,24 +1,26 @@
-"""The one door from a config to what runs: model, optimizer, mesh."""
+"""The one door from a config to what runs: mesh, task, model, optimizer."""
 
 import dataclasses
+import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import optax
 from flax import nnx
 
 from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models import vit
-from softmoe.moe import routing
-from softmoe.optim import optimizer, schedules
-from softmoe.tasks import classification, losses
+from softmoe.models import stack
+from softmoe.moe import layer
+from softmoe.optim import optimizer, schedules, steered
+from softmoe.tasks import registry
+from softmoe.tasks import task as task_lib
 
-Params = dict[str, Any]
+Params = task_lib.Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +29,24 @@ class Experiment:
 
   Attributes:
     config: the checked config.
+    task: what is learnt.
     mesh: the devices; in force from `build` on.
     graphdef: the model's structure; `nnx.merge(graphdef, params)` is the model.
     abstract_params: the parameters' shapes, types and places.
+    rules: of each parameter the rule that moves it, None where the optimizer
+      does; see `optim.steered`.
+    group_size: examples whose tokens are routed together, on one device.
     schedule: learning rate at a step.
     optimizer: the gradient transformation.
   """
 
   config: config_lib.Config
+  task: task_lib.Task
   mesh: jax.sharding.Mesh
   graphdef: nnx.GraphDef
   abstract_params: Params
+  rules: dict[str, Any]
+  group_size: int
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
 
@@ -51,15 +60,46 @@ class Experiment:
     # The compiler, knowing the places of the results, lets every device draw no
     # more than its part of them.
     make: Any = jax.sharding.auto_axes(
-      lambda: _draw(self.config, nnx.Rngs(self.config.seed)),
+      lambda: _draw(self.task, nnx.Rngs(self.config.seed)),
       out_sharding=jax.tree.map(lambda w: w.sharding, self.abstract_params),
     )
     return make()
 
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, types and places of a batch of `size` examples."""
+    place = jax.NamedSharding(self.mesh, jax.P(self.mesh.axis_names))
+    return {
+      name: array.update(sharding=place)
+      for name, array in self.task.abstract_batch(size).items()
+    }
 
-def parse(config: Any) -> config_lib.Config:
-  """Returns the checked, frozen form of a config, as its task wants it."""
-  return config_lib.parse(config, classification.Config)
+  def evaluate(self, params: Params, split: str) -> dict[str, float]:
+    """Returns what all evaluators of the task say of a split.
+
+    Raises:
+      UserError: the split cannot be read.
+    """
+    return {
+      name: value
+      for evaluator in self._evaluators
+      for name, value in evaluator(params, split).items()
+    }
+
+  @functools.cached_property
+  def _evaluators(self) -> tuple[task_lib.Evaluator, ...]:
+    # Kept, with all that they compiled.
+    return self.task.evaluators(self.graphdef, self.mesh)
+
+
+def parse(config: ml_collections.ConfigDict | dict) -> config_lib.Config:
+  """Returns the checked, frozen form of a config: the dataclass of its task.
+
+  Raises:
+    UserError: there is no such task, a key is unknown or a value has the wrong
+      type.
+  """
+  name: Any = config.get('task', config_lib.Config.task)
+  return config_lib.parse(config, registry.find(name).Config)
 
 
 def build(
@@ -68,6 +108,8 @@ def build(
   """Returns the experiment and puts its mesh in force.
 
   No parameter is made: a model of any size builds in seconds and no memory.
+  Where the config names no mesh, as many devices share the experts as divide
+  them, and the rest split the batch alone.
 
   Args:
     config: the checked config.
@@ -76,89 +118,98 @@ def build(
   Raises:
     UserError: a field of the config is wrong by itself or beside another.
   """
-  mesh = sharding.make_mesh(config.mesh, devices)
+  task = registry.find(config.task)(config)
+  model = abstract_model(task)
+  layers = moe_layers(model)
+  mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
-  check(config, mesh)
-  abstract_model = jax.eval_shape(lambda: make_model(config, nnx.Rngs(0)))
-  abstract_params = _place(
-    config, sharding.abstract(lambda: _draw(config, nnx.Rngs(0)), mesh)
-  )
+  check(config, task, layers, mesh)
+  params = sharding.abstract(lambda: _draw(task, nnx.Rngs(0)), mesh)
+  params = jax.tree.map(sharding.fsdp, params, stack.stacked(model))
+  rules = steered.rules(model)
   schedule = schedules.make_schedule(
     config.optimizer.schedule, config.optimizer.learning_rate, config.steps
   )
   return Experiment(
     config=config,
+    task=task,
     mesh=mesh,
-    graphdef=nnx.graphdef(abstract_model),
-    abstract_params=abstract_params,
+    graphdef=nnx.graphdef(model),
+    abstract_params=params,
+    rules=rules,
+    group_size=_group_size(layers),
     schedule=schedule,
-    optimizer=optimizer.make_optimizer(
-      config.optimizer, schedule, abstract_params, steered(abstract_model)
+    optimizer=steered.steered(
+      optimizer.make_optimizer(config.optimizer, schedule, params), rules
     ),
   )
 
 
-def make_model(config: config_lib.Config, rngs: nnx.Rngs) -> vit.ViT:
-  """Returns the model with fresh parameters."""
-  classes = config.data.num_classes
-  bias = vit.sigmoid_head_bias(classes) if config.loss == 'sigmoid' else 0.0
-  return vit.ViT(
-    config.model,
-    image_size=config.data.image_size,
-    channels=config.data.channels,
-    num_classes=classes,
-    head_bias=bias,
-    rngs=rngs,
-  )
+def abstract_model(task: task_lib.Task) -> Any:
+  """Returns the model with shapes and types for parameters, and no places."""
+  with jax.set_mesh(sharding.make_mesh('data:1', jax.devices()[:1])):
+    return jax.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
 
 
-def steered(model: vit.ViT) -> dict[str, Any]:
-  """Tells of each parameter whether a rule moves it, not the optimizer."""
-  return nnx.to_pure_dict(
-    jax.tree.map(
-      lambda variable: variable.replace(isinstance(variable, routing.Steered)),
-      nnx.state(model, nnx.Param),
-      is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
-  )
+def moe_layers(model: Any) -> list[layer.MoE]:
+  """Returns the MoE layers of a model; those of a scan are one."""
+  modules = (module for _, module in nnx.iter_modules(model))
+  return [module for module in modules if isinstance(module, layer.MoE)]
 
 
-def _draw(config: config_lib.Config, rngs: nnx.Rngs) -> Params:
-  return nnx.to_pure_dict(nnx.state(make_model(config, rngs), nnx.Param))
+def _draw(task: task_lib.Task, rngs: nnx.Rngs) -> Params:
+  return nnx.to_pure_dict(nnx.state(task.make_model(rngs), nnx.Param))
 
 
-def _place(config: config_lib.Config, params: Params) -> Params:
-  """Returns shapes and places with every weight split over `fsdp` too."""
-  skip = lambda name: int(config.model.scan and name == 'blocks')
-  return {name: sharding.fsdp(w, skip(name)) for name, w in params.items()}
+def _make_mesh(
+  config: config_lib.Config,
+  layers: list[layer.MoE],
+  devices: Sequence[jax.Device] | None,
+) -> jax.sharding.Mesh:
+  count = jax.device_count() if devices is None else len(devices)
+  experts = [layer.router.num_experts for layer in layers]
+  spec = config.mesh or f'data:-1,expert:{math.gcd(count, *experts)}'
+  if not config.mesh and not experts:
+    spec = 'data:-1'
+  mesh = sharding.make_mesh(spec, devices)
+  for number in experts:
+    if number % mesh.shape['expert']:
+      expected = f'an expert axis that divides the {number} experts'
+      raise UserError('config.mesh', config.mesh, expected)
+  return mesh
 
 
-def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
+def _group_size(layers: list[layer.MoE]) -> int:
+  return math.lcm(*(layer.group_size for layer in layers))
+
+
+def check(
+  config: config_lib.Config,
+  task: task_lib.Task,
+  layers: list[layer.MoE],
+  mesh: jax.sharding.Mesh,
+) -> None:
   """Raises a UserError that names the first field that does not fit."""
-  losses.cross_entropy(config.loss)
-  data, moe = config.data, config.model.moe
-  accumulate = config.optimizer.accumulate
-  rate = config.optimizer.learning_rate
-  group = moe.group_size if moe.blocks else 1
-  devices = mesh.size * max(group, 1)
+  accumulate, data = config.optimizer.accumulate, config.data
+  devices = mesh.size * _group_size(layers)
   parts = max(accumulate, 1) * devices
-  divided = not moe.blocks or moe.num_experts % mesh.shape['expert'] == 0
   for field, valid, expected in (
-    (
-      'mesh',
-      divided,
-      f'an expert axis that divides the {moe.num_experts} experts',
-    ),
     ('steps', config.steps >= 1, 'at least 1'),
     ('log_every', config.log_every >= 1, 'at least 1'),
     ('eval_every', config.eval_every >= 0, '0 or more'),
-    ('label_smoothing', 0 <= config.label_smoothing < 1, 'in [0, 1)'),
-    ('mixup', config.mixup >= 0, '0 or more'),
     ('ema', 0 <= config.ema < 1, 'in [0, 1)'),
-    ('data.num_classes', data.num_classes >= 1, 'at least 1'),
     ('data.prefetch', data.prefetch >= 0, '0 or more'),
     ('optimizer.accumulate', accumulate >= 1, 'at least 1'),
-    ('optimizer.learning_rate', rate >= 0, '0 or more'),
+    (
+      'optimizer.accumulate',
+      accumulate == 1 or task.additive,
+      f'1: the loss of {config.task!r} is no sum over the examples',
+    ),
+    (
+      'optimizer.learning_rate',
+      config.optimizer.learning_rate >= 0,
+      '0 or more',
+    ),
     (
       'data.batch_size',
       data.batch_size >= 1 and data.batch_size % parts == 0,
@@ -171,5 +222,4 @@ def check(config: config_lib.Config, mesh: jax.sharding.Mesh) -> None:
     ),
   ):
     if not valid:
-      given = operator.attrgetter(field)(config)
-      raise UserError(f'config.{field}', given, expected)
+      raise UserError.of_field(config, field, expected)

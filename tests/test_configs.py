@@ -157,13 +157,13 @@ def test_docstring_says_paper_and_command(path):
   [n for n, m in MODULES.items() if set(m['ARGUMENTS']) == {'vit', 'soft'}],
 )
 def test_soft_costs_no_more_than_vit(name):
-  cost = lambda argument: flops.forward_flops(load(name, argument))
+  cost = lambda argument: flops.forward(load(name, argument)).flops()
   # Equal to 1 %: as many slots as tokens leave the routing on top.
   assert 0.85 < cost('soft') / cost('vit') < 1.01
 
 
 def test_soft_costs_less_than_vit_on_imagenet():
-  cost = lambda argument: flops.forward_flops(load('imagenet1k', argument))
+  cost = lambda argument: flops.forward(load('imagenet1k', argument)).flops()
   assert 0.85 * cost('vit-s16') < cost('soft-s16') < cost('vit-s16')
 
 

@@ -1,169 +1,140 @@
-"""How much a model computes, and how much a device can.
+"""How much a model computes for one unit of its task, such as a token.
 
 FLOP here counts a multiply and an add as two, as the papers' tables do.
 """
 
 import dataclasses
 import math
-import time
 from typing import Any
 
 import jax
 from flax import nnx
-from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.costs import chips
-from softmoe.models import config as model_config
-from softmoe.models import mixtures
+from softmoe.costs import priced
+from softmoe.tasks import registry
+from softmoe.tasks import task as task_lib
 
 
-def forward_flops(
-  config: config_lib.Config, experts_per_token: float | None = None
-) -> float:
-  """Returns the FLOPs of one image's evaluation, as the compiler counts.
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one forward pass costs, for one unit.
+
+  Attributes:
+    fewest: FLOPs where no dropless expert runs.
+    most: FLOPs where all of them run for every token; that is `fewest` where
+      there are none.
+    share: of the dropless experts that run for a token on average; where the
+      tokens decide and no router says how many, all.
+    num_experts: of an MoE layer.
+    is_fixed: whether all units cost the same whatever they hold.
+    active: the share of each MoE layer's experts that run for a token.
+  """
+
+  fewest: float
+  most: float
+  share: float
+  num_experts: int
+  is_fixed: bool
+  active: tuple[float, ...]
+
+  def flops(self, experts_per_token: float | None = None) -> float:
+    """Returns the FLOPs.
+
+    Args:
+      experts_per_token: how many dropless experts run on average, as was
+        measured; None: see `share`.
+    """
+    share = self.share
+    if experts_per_token is not None:
+      share = experts_per_token / self.num_experts
+    return self.fewest + share * (self.most - self.fewest)
+
+
+def forward(config: config_lib.Config, *, training: bool = False) -> Cost:
+  """Returns the cost of an evaluation, as the compiler counts.
 
   The count is of the traced program, before the compiler rewrites it. A `scan`
   would count its body once, so the blocks are unrolled for it. All types are
   float32 for it, since the casts of the weights, which are done once a batch,
-  would count as well.
+  would count as well. A loop over the tokens of a dropless expert would count
+  once as well: see `priced`.
 
   Args:
-    config: of the model.
-    experts_per_token: how many run on average where the tokens decide, as was
-      measured; None: the router's k, or all experts if it has none.
+    config: of the experiment.
+    training: whether experts have the capacity of training instead.
   """
-  moe = config.model.moe
-  if not moe.blocks or not mixtures.is_dropless(moe):
-    return _count(config)
-  if experts_per_token is None:
-    adaptive = mixtures.is_adaptive(moe)
-    experts_per_token = moe.num_experts if adaptive else moe.k
-  # A loop over the tokens of an expert would count once as well. Experts Choice
-  # costs the same for as many tokens, in buffers that count right; the cost is
-  # linear between one token an expert and all of them.
-  tokens = 2 * _num_tokens(config)
-  fewest, most = moe.num_experts / tokens, float(moe.num_experts)
-  low, high = (_count(_experts_choice(config, c)) for c in (fewest, most))
-  share = (experts_per_token - fewest) / (most - fewest)
-  return low + share * (high - low)
+  config = _plain(config)
+  task = registry.find(config.task)(config)
+  with jax.set_mesh(sharding.make_mesh('data:1', jax.devices()[:1])):
+    fewest, seen = _count(task, 0.0, training)
+    most = fewest
+    if any(layer.is_dropless for layer in seen):
+      most, _ = _count(task, 1.0, training)
+  dropless = [layer for layer in seen if layer.is_dropless]
+  shares = [layer.share for layer in dropless] or [0.0]
+  return Cost(
+    fewest=fewest,
+    most=most,
+    share=math.fsum(shares) / len(shares),
+    num_experts=max((layer.num_experts for layer in seen), default=1),
+    is_fixed=not any(layer.is_adaptive for layer in dropless),
+    active=tuple(layer.share for layer in seen),
+  )
 
 
-def active_params(experiment: experiment_lib.Experiment) -> int:
+def active_params(experiment: experiment_lib.Experiment, cost: Cost) -> int:
   """Returns the number of parameters that work for a token, on average.
 
-  Those of experts count by how many experts run for a token; where the tokens
-  decide, all do.
+  Those of experts count by how many experts run for a token.
+
+  Args:
+    experiment: whose parameters they are.
+    cost: of its config.
   """
-  config = experiment.config
-  moe, leaves = config.model.moe, experiment.abstract_params
-  share = 1.0
-  if moe.blocks:
-    running = mixtures.experts_per_token(moe, _num_tokens(config))
-    share = min(running / moe.num_experts, 1.0)
-
-  def count(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return math.prod(leaf.shape) * (share if '/experts/' in name else 1)
-
-  counts = jax.tree_util.tree_map_with_path(count, leaves)
-  return round(sum(jax.tree.leaves(counts)))
-
-
-def is_fixed(config: config_lib.Config) -> bool:
-  """Tells whether an image's evaluation costs the same whatever it shows."""
-  moe = config.model.moe
-  return not (moe.blocks and mixtures.is_adaptive(moe))
-
-
-def in_training(config: config_lib.Config) -> config_lib.Config:
-  """Returns a config whose evaluation costs a forward pass of training."""
-  moe = mixtures.in_training(config.model.moe)
-  model = dataclasses.replace(config.model, moe=moe)
-  return dataclasses.replace(config, model=model)
-
-
-def _count(config: config_lib.Config) -> float:
-  """Returns the FLOPs of an image in the smallest batch the model can take."""
-  moe = config.model.moe
-  images = moe.group_size if moe.blocks else 1
-  with jax.set_mesh(_one_device_mesh()):
-    plain = _plain(config)
-    make = lambda: experiment_lib.make_model(plain, nnx.Rngs(0))
-    batch = jax.ShapeDtypeStruct(
-      (images, *config.data.image_size, config.data.channels), jnp.float32
-    )
-    lowered = jax.jit(lambda m, x: m(x)[0]).lower(jax.eval_shape(make), batch)
-    cost: Any = lowered.cost_analysis()
-    return cost['flops'] / images
-
-
-def _experts_choice(
-  config: config_lib.Config, capacity_factor: float
-) -> config_lib.Config:
-  old = config.model.moe
-  moe = model_config.MoEConfig(
-    router='experts_choice',
-    blocks=old.blocks,
-    num_experts=old.num_experts,
-    expert_dim=old.expert_dim,
-    shared_dim=old.shared_dim,
-    group_size=2,
-    capacity_factor=capacity_factor,
+  total = experiment.num_params()
+  model = experiment_lib.abstract_model(
+    type(experiment.task)(_plain(experiment.config))
   )
-  model = dataclasses.replace(config.model, moe=moe)
-  return dataclasses.replace(config, model=model)
-
-
-def _num_tokens(config: config_lib.Config) -> int:
-  sizes = zip(config.data.image_size, config.model.patch_size, strict=True)
-  return math.prod(size // patch for size, patch in sizes) + (
-    config.model.pool == 'token'
+  layers = experiment_lib.moe_layers(model)
+  idle = (
+    (1 - share) * sum(w.size for w in jax.tree.leaves(layer.experts))
+    for layer, share in zip(layers, cost.active, strict=True)
   )
+  return round(total - math.fsum(idle))
 
 
-def _plain(config: config_lib.Config) -> config_lib.Config:
+def _count(
+  task: task_lib.Task, share: float, training: bool
+) -> tuple[float, list[priced.Seen]]:
+  """Returns the FLOPs of a unit in the smallest batch the model can take.
+
+  Args:
+    task: in float32 and unrolled.
+    share: of the tokens that each dropless expert works for.
+    training: see `forward`.
+  """
+  model = jax.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+  layers = experiment_lib.moe_layers(model)
+  seen = [priced.put_into(layer, share, training) for layer in layers]
+  examples = math.lcm(*(layer.group_size for layer in layers))
+  batch: Any = task.abstract_batch(examples)
+  lowered = jax.jit(task.infer).lower(model, batch)
+  cost: Any = lowered.cost_analysis()
+  units = examples * task.units_per_example
+  return cost['flops'] / units, [one[0] for one in seen]
+
+
+def _plain(config: Any) -> Any:
   """Returns the config of the same model, unrolled and in float32."""
-  model = dataclasses.replace(
-    config.model,
-    scan=False,
-    remat=False,
-    dtype='float32',
-    param_dtype='float32',
-  )
-  return dataclasses.replace(config, model=model)
-
-
-def _one_device_mesh() -> jax.sharding.Mesh:
-  return sharding.make_mesh('data:1', jax.devices()[:1])
-
-
-def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-  """Returns the FLOP/s of the mesh's devices together; None if not known.
-
-  On a CPU, whose devices share its cores, it is the rate of one large float32
-  matmul on all of them, measured.
-  """
-  if jax.default_backend() == 'cpu':
-    return _measure_matmul(mesh)
-  chip = chips.of_kind(jax.devices()[0].device_kind)
-  return chip.flops * mesh.size if chip else None
-
-
-def _measure_matmul(
-  mesh: jax.sharding.Mesh, size: int = 1024, repeats: int = 3
-) -> float:
-  """Returns the best float32 matmul rate, every device with rows of its own."""
-  place = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
-  x = jax.device_put(jnp.ones((size * mesh.size, size)), place)
-  matmul = jax.jit(lambda x, y: x @ y)
-  y = jnp.ones((size, size))
-  matmul(x, y).block_until_ready()
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    matmul(x, y).block_until_ready()
-    seconds.append(time.perf_counter() - start)
-  return 2 * size * x.size / min(seconds)
+  plain = dict(scan=False, remat=False, dtype='float32', param_dtype='float32')
+  changes = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      changes[field.name] = _plain(value)
+    elif field.name in plain:
+      changes[field.name] = plain[field.name]
+  return dataclasses.replace(config, **changes)

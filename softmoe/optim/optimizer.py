@@ -19,20 +19,19 @@ def make_optimizer(
   config: OptimizerConfig,
   schedule: optax.Schedule,
   params: Params,
-  steered: Params | None = None,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation that `config` asks for.
 
   Global-norm clipping, then the optimizer's own scaling, then decoupled weight
   decay, then the negative learning rate (so a decay of 0.1 takes 0.1 times the
-  learning rate off a weight at each step). First moments are float32.
+  learning rate off a weight at each step). All of it is in float32, whatever
+  the type of the parameters: in bfloat16 a decay such as 0.999 rounds to 1, so
+  that a second moment would never fall.
 
   Args:
     config: the optimizer; `accumulate` is the business of the train step.
     schedule: learning rate at a step.
     params: the parameters, or their shapes: only their paths are read.
-    steered: True for each parameter whose gradient is itself the step to take
-      off it, a tree like `params`; None: there is none.
 
   Raises:
     UserError: an unknown name, a value out of range, or a decay rule that does
@@ -40,15 +39,32 @@ def make_optimizer(
   """
   _check(config)
   rates = decay_rates(params, config.weight_decay)
-  optimizer = optax.chain(
-    _clip(config.clip_norm),
-    _SCALINGS[config.name](config),
-    _decay(rates) if config.weight_decay else optax.identity(),
-    optax.scale_by_learning_rate(schedule),
+  return in_float32(
+    optax.chain(
+      _clip(config.clip_norm),
+      _SCALINGS[config.name](config),
+      _decay(rates) if config.weight_decay else optax.identity(),
+      optax.scale_by_learning_rate(schedule),
+    )
   )
-  if not any(jax.tree.leaves(steered)):
-    return optimizer
-  return _except_steered(optimizer, steered)
+
+
+def in_float32(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Returns `optimizer` with state, arithmetic and updates in float32."""
+
+  def init(params):
+    return optimizer.init(_float32(params))
+
+  def update(updates, state, params=None):
+    return optimizer.update(_float32(updates), state, _float32(params))
+
+  return optax.GradientTransformation(init, update)
+
+
+def _float32(tree: Params) -> Params:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
@@ -79,27 +95,6 @@ def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
     regex = rules[min(unused)][0]
     raise UserError(_DECAY_FIELD, regex, _example(params))
   return rates
-
-
-def _except_steered(
-  optimizer: optax.GradientTransformation, steered: Params
-) -> optax.GradientTransformation:
-  """Returns `optimizer` for what is not steered, and plain steps for the rest.
-
-  The optimizer sees gradients of 0 where a parameter is steered, so that its
-  clipping is not disturbed.
-  """
-
-  def update(updates, state, params=None):
-    others = jax.tree.map(
-      lambda g, fixed: jnp.zeros_like(g) if fixed else g, updates, steered
-    )
-    others, state = optimizer.update(others, state, params)
-    return jax.tree.map(
-      lambda u, g, fixed: -g if fixed else u, others, updates, steered
-    ), state
-
-  return optax.GradientTransformation(optimizer.init, update)
 
 
 def _example(params: Params) -> str:

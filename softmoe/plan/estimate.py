@@ -41,7 +41,7 @@ def estimate(
     UserError: the config is wrong, by itself or on that many devices.
   """
   experiment = experiment_lib.build(config, target.devices)
-  forward = flops.forward_flops(config)
+  task, cost = experiment.task, flops.forward(config)
   report: dict[str, Any] = {
     'config': config.name,
     'target': target.name,
@@ -50,12 +50,14 @@ def estimate(
     'mesh': dict(experiment.mesh.shape),
     'compiler': target.compiler,
     'parameters': experiment.num_params(),
-    'active_parameters': flops.active_params(experiment),
-    'gflop_per_image': forward / 1e9,
+    'active_parameters': flops.active_params(experiment, cost),
+    'group_size': experiment.group_size,
+    'unit': task.unit,
+    f'gflop_per_{task.unit}': cost.flops() / 1e9,
     'parameter_bytes': _bytes(experiment.abstract_params),
   }
   for program in which:
-    report[program] = _program(experiment, target, program, forward, cache)
+    report[program] = _program(experiment, target, program, cost, cache)
   if programs.TRAIN in which:
     report[programs.TRAIN] |= _training(
       experiment, target, report[programs.TRAIN]
@@ -63,26 +65,28 @@ def estimate(
   return report
 
 
-def _program(experiment, target, program, forward, cache) -> dict[str, Any]:
+def _program(experiment, target, program, cost, cache) -> dict[str, Any]:
   """Returns what the compiler says of a program, and what follows from it."""
   traced = programs.trace(experiment, program)
   compiled = compiling.compile_program(traced, target, cache)
   size, devices = programs.batch_size(experiment, program), len(target.devices)
   total, exact = flop_count.count(traced.jaxpr)
   passes = 3 if program == programs.TRAIN else 1
+  units = size * experiment.task.units_per_example
   report = {
     'batch_size': size,
+    'unit': experiment.task.unit,
     'compile_seconds': compiled.seconds,
     'memory': _memory(compiled, target),
     'flops': {
-      'model': passes * forward * size / devices,
+      'model': passes * cost.flops() * units / devices,
       'program': total / devices,
       'exact': exact,
       'compiler': compiled.flops,  # the body of a loop once
     },
   }
   if compiled.text:
-    report |= _schedule(experiment, target, compiled, total / devices, size)
+    report |= _schedule(experiment, target, compiled, total / devices, units)
   return report
 
 
@@ -102,7 +106,7 @@ def _memory(
   }
 
 
-def _schedule(experiment, target, compiled, num_flops, size) -> dict[str, Any]:
+def _schedule(experiment, target, compiled, num_flops, units) -> dict[str, Any]:
   """Returns collectives, traffic and times of a compiled program."""
   program = hlo.parse(compiled.text)
   found = collectives.find(program, len(target.devices))
@@ -128,7 +132,7 @@ def _schedule(experiment, target, compiled, num_flops, size) -> dict[str, Any]:
       'scheduled': roofline.scheduled(program, target.chip),
     },
     'bound': times.bound,
-    'images_per_second': size / times.roofline,
+    f'{experiment.task.unit}s_per_second': units / times.roofline,
   }
 
 

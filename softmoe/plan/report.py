@@ -109,6 +109,17 @@ def _fits(part: dict[str, Any]) -> str:
   return 'yes' if part['memory']['fits'] else 'NO'
 
 
+def _gflop(report: dict[str, Any]) -> str:
+  unit = report['unit']
+  return f'{report[f"gflop_per_{unit}"]:,.2f} / {unit}'
+
+
+def _rate(part: dict[str, Any]) -> str | None:
+  unit = f'{part["unit"]}s'
+  rate = part.get(f'{unit}_per_second')
+  return f'{rate:,.0f} {unit}/s' if rate is not None else None
+
+
 _HEAD: list[Row] = [
   ('config', lambda r: r['config']),
   ('target', lambda r: f'{r["target"]} ({r["chips"]} chips)'),
@@ -119,11 +130,11 @@ _HEAD: list[Row] = [
   ('compiler', lambda r: r['compiler']),
   ('parameters', lambda r: f'{r["parameters"]:,}'),
   ('active for a token *', lambda r: f'{r["active_parameters"]:,}'),
-  ('GFLOP an image *', lambda r: f'{r["gflop_per_image"]:,.2f}'),
+  ('GFLOP *', _gflop),
   ('parameters a device', lambda r: _bytes(r['parameter_bytes'])),
 ]
 _PROGRAM: list[Row] = [
-  ('batch', lambda p: f'{p["batch_size"]:,} images'),
+  ('batch', lambda p: f'{p["batch_size"]:,} examples'),
   ('optimizer a device', _optional('optimizer_bytes', _bytes)),
   ('arguments a device', _memory('arguments')),
   ('temporaries a device', _memory('temporaries')),
@@ -140,6 +151,6 @@ _PROGRAM: list[Row] = [
   ('roofline *', _seconds('roofline')),
   ('bound by *', _optional('bound', str)),
   ("compiler's estimate of the cores", _seconds('scheduled')),
-  ('at most, images/s *', _optional('images_per_second', '{:,.0f}'.format)),
+  ('at most *', _rate),
   ('at least, chip-hours *', _optional('chip_hours', '{:,.0f}'.format)),
 ]

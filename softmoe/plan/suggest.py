@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from softmoe import config as config_lib
-from softmoe import sharding
 from softmoe.plan import estimate, programs, targets
 
 _FIELDS = (
@@ -45,7 +44,7 @@ def suggest(
   state_fits = state_bytes < limit
   if _least_state(report, state_bytes, devices) > limit:
     return None  # whatever the batch: nothing needs to be compiled
-  candidates = _candidates(config, devices, state_fits)
+  candidates = _candidates(config, report, state_fits)
   for tried, candidate in enumerate(candidates, start=1):
     new = estimate.estimate(
       candidate, target, which=(programs.TRAIN,), cache=cache
@@ -65,26 +64,27 @@ def _least_state(
 
 
 def _candidates(
-  config: config_lib.Config, devices: int, state_fits: bool
+  config: config_lib.Config, report: dict[str, Any], state_fits: bool
 ) -> Iterator[config_lib.Config]:
   """Yields ever smaller configs; what cannot help is left out."""
-  if not config.model.remat:
-    model = dataclasses.replace(config.model, remat=True)
-    config = dataclasses.replace(config, model=model)
+  model: Any = getattr(config, 'model', None)
+  if not getattr(model, 'remat', True):
+    remat: Any = {'model': dataclasses.replace(model, remat=True)}
+    config = dataclasses.replace(config, **remat)
     if state_fits:
       yield config
-  for mesh in _meshes(config, devices):
+  for mesh in _meshes(report['mesh']):
     config = dataclasses.replace(config, mesh=mesh)
     yield config
+  least = report['group_size'] * report['devices']  # examples of a batch
   for smaller in (_accumulated, _halved):
-    while (new := smaller(config, devices)) is not None:
+    while (new := smaller(config, least)) is not None:
       config = new
       yield config
 
 
-def _meshes(config: config_lib.Config, devices: int) -> Iterator[str]:
+def _meshes(sizes: dict[str, int]) -> Iterator[str]:
   """Yields meshes with an ever longer axis `fsdp`, taken from the others."""
-  sizes = sharding.axis_sizes(config.mesh, devices)
   while any(sizes[axis] % 2 == 0 for axis in ('data', 'expert')):
     shorter = 'data' if sizes['data'] % 2 == 0 else 'expert'
     sizes = sizes | {shorter: sizes[shorter] // 2, 'fsdp': sizes['fsdp'] * 2}
@@ -92,29 +92,22 @@ def _meshes(config: config_lib.Config, devices: int) -> Iterator[str]:
 
 
 def _accumulated(
-  config: config_lib.Config, devices: int
+  config: config_lib.Config, least: int
 ) -> config_lib.Config | None:
   parts = config.optimizer.accumulate * 2
-  if config.data.batch_size % (parts * _group(config) * devices):
+  if config.data.batch_size % (parts * least):
     return None
   optimizer = dataclasses.replace(config.optimizer, accumulate=parts)
   return dataclasses.replace(config, optimizer=optimizer)
 
 
-def _halved(
-  config: config_lib.Config, devices: int
-) -> config_lib.Config | None:
+def _halved(config: config_lib.Config, least: int) -> config_lib.Config | None:
   parts, size = config.optimizer.accumulate, config.data.batch_size
-  if parts == 1 or size % (2 * _group(config) * devices):
+  if parts == 1 or size % (2 * least):
     return None
   optimizer = dataclasses.replace(config.optimizer, accumulate=parts // 2)
   data = dataclasses.replace(config.data, batch_size=size // 2)
   return dataclasses.replace(config, optimizer=optimizer, data=data)
-
-
-def _group(config: config_lib.Config) -> int:
-  moe = config.model.moe
-  return moe.group_size if moe.blocks else 1
 
 
 def _changes(old: config_lib.Config, new: config_lib.Config) -> dict[str, Any]:

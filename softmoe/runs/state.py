@@ -81,5 +81,10 @@ def create(experiment: experiment_lib.Experiment) -> TrainState:
     'step': jnp.zeros((), jnp.int32),
     'params': params,
     'opt_state': experiment.optimizer.init(params),
-    'ema': jax.tree.map(jnp.copy, params) if config.ema else {},
+    'ema': jax.tree.map(_as_average, params) if config.ema else {},
   }
+
+
+def _as_average(w: jax.Array) -> jax.Array:
+  # In bfloat16 a decay such as 0.999 would round to 1.
+  return jnp.array(w, jnp.float32, copy=True)

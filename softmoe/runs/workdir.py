@@ -26,6 +26,7 @@ from softmoe.runs import checkpoint
 _FREE = (
   'mesh',
   'model.moe.exchange_chunks',
+  'model.remat',
   'log_every',
   'eval_every',
   'checkpoint.',

@@ -1,10 +1,25 @@
-"""Image classification."""
+"""Image classification.
+
+Axes: `b` images, `c` classes.
+"""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from softmoe import config as config_lib
+from softmoe.data.images import batches, transforms
 from softmoe.data.images.config import ImageDataConfig
-from softmoe.models.vit import ViTConfig
+from softmoe.errors import UserError
+from softmoe.models import vit
+from softmoe.tasks import losses, means
+from softmoe.tasks import task as task_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,5 +29,116 @@ class Config(config_lib.Config):
   loss: str = 'softmax'  # or 'sigmoid'
   label_smoothing: float = 0.0
   mixup: float = 0.0  # alpha of the beta distribution; 0: off
-  model: ViTConfig = ViTConfig()
+  model: vit.ViTConfig = vit.ViTConfig()
   data: ImageDataConfig = ImageDataConfig()
+
+
+class Classification(task_lib.Task):
+  """Images to classes, by a vision transformer."""
+
+  Config = Config
+  unit = 'image'
+  shown = ('loss', 'accuracy', 'learning_rate')
+
+  def __init__(self, config: Config):
+    """Checks what is special to the task."""
+    super().__init__(config)
+    self._cross_entropy = losses.cross_entropy(config.loss)
+    smoothing, classes = config.label_smoothing, config.data.num_classes
+    for field, valid, expected in (
+      ('label_smoothing', 0 <= smoothing < 1, 'in [0, 1)'),
+      ('mixup', config.mixup >= 0, '0 or more'),
+      ('data.num_classes', classes >= 1, 'at least 1'),
+    ):
+      if not valid:
+        raise UserError.of_field(config, field, expected)
+
+  def make_model(self, rngs: nnx.Rngs) -> vit.ViT:
+    """Returns a ViT, plain or with MoE blocks."""
+    data = self.config.data
+    sigmoid = self.config.loss == 'sigmoid'
+    bias = vit.sigmoid_head_bias(data.num_classes) if sigmoid else 0.0
+    return vit.ViT(
+      self.config.model,
+      image_size=data.image_size,
+      channels=data.channels,
+      num_classes=data.num_classes,
+      head_bias=bias,
+      rngs=rngs,
+    )
+
+  def train_batches(
+    self, rows: task_lib.Rows, start_step: int = 0
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Returns images and labels, shuffled and augmented."""
+    return batches.train_batches(
+      self.config.data,
+      seed=self.config.seed,
+      start_step=start_step,
+      rows=rows,
+    )
+
+  def eval_batches(
+    self, split: str, rows: task_lib.Rows
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Returns images and labels of a split, in order."""
+    return batches.eval_batches(self.config.data, split, rows=rows)
+
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns `image` (b, height, width, channels) and `label` (b,)."""
+    data = self.config.data
+    shape = (size, *data.image_size, data.channels)
+    return {
+      'image': jax.ShapeDtypeStruct(shape, jnp.uint8),
+      'label': jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+
+  def prepare(
+    self, batch: task_lib.Batch, key: PRNGKeyArray | None
+  ) -> task_lib.Batch:
+    """Returns float images and, for labels, the share of each class."""
+    config = self.config
+    smoothing = 0.0 if key is None else config.label_smoothing
+    images = self._floats(batch['image'])
+    labels = losses.soft_labels(
+      batch['label'], config.data.num_classes, smoothing
+    )
+    if key is not None and config.mixup:
+      images, labels = losses.mixup(key, images, labels, config.mixup)
+    return batch | {'image': images, 'label': labels}
+
+  def loss(
+    self,
+    model: vit.ViT,
+    batch: task_lib.Batch,
+    key: PRNGKeyArray | None = None,
+  ) -> task_lib.Loss:
+    """Returns the cross-entropy and the accuracy."""
+    mask, labels = batch.get('mask'), batch['label']
+    real = None if mask is None else mask > 0
+    logits, aux = model(batch['image'], key, real)
+    correct = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
+    total = functools.partial(_total, mask=mask)
+    return task_lib.Loss(
+      sum=total(self._cross_entropy(logits, labels)),
+      weight=total(jnp.ones_like(labels[:, 0])),
+      metrics={'accuracy': total(correct.astype(jnp.float32))},
+      aux=aux,
+    )
+
+  def infer(self, model: vit.ViT, batch: task_lib.Batch) -> jax.Array:
+    """Returns the logits of the images."""
+    return model(self._floats(batch['image']))[0]
+
+  def evaluators(
+    self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
+  ) -> tuple[task_lib.Evaluator, ...]:
+    """Returns loss and accuracy over a split."""
+    return (means.over_split(self, graphdef, mesh),)
+
+  def _floats(self, images: jax.Array) -> jax.Array:
+    return transforms.to_floats(images, self.config.data.value_range)
+
+
+def _total(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+  return jnp.sum(values if mask is None else values * mask)

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import jax
 
 from softmoe import experiment as experiment_lib
-from softmoe.costs import flops
+from softmoe.costs import flops, peak
 from softmoe.training import divergence, progress, writers
 from softmoe.training import step as step_lib
-
-_SHOWN = ('loss', 'accuracy', 'learning_rate')
 
 
 class Logger:
@@ -21,8 +19,7 @@ class Logger:
   the next step is on its way. `flush` fetches the last ones.
 
   Attributes:
-    forward_flops: FLOPs of one image's forward pass in training.
-    is_fixed: whether all images cost as much.
+    cost: what a forward pass costs in training.
   """
 
   def __init__(
@@ -32,14 +29,17 @@ class Logger:
     start_step: int,
   ):
     """Drops what `workdir` tells of later steps than `start_step`."""
-    config = self._config = experiment.config
+    config, task = experiment.config, experiment.task
+    self._config, self._task = config, task
     chief = jax.process_index() == 0
-    trained = flops.in_training(config)
-    self.forward_flops = flops.forward_flops(trained)
-    self.is_fixed = flops.is_fixed(trained)
-    self._peak_flops = flops.peak_flops(experiment.mesh)
+    self.cost = flops.forward(config, training=True)
+    self._peak_flops = peak.peak_flops(experiment.mesh)
     self._progress = progress.Progress(
-      config.steps, start_step, config.data.batch_size, enabled=chief
+      config.steps,
+      start_step,
+      config.data.batch_size * task.units_per_example,
+      task.unit,
+      enabled=chief,
     )
     self._writer = writers.MetricWriter(workdir, start_step, chief)
     self._pending: tuple[int, step_lib.Metrics] | None = None
@@ -77,7 +77,7 @@ class Logger:
     divergence.check(step, values)
     if step % self._config.log_every and step not in (1, self._config.steps):
       return
-    self._progress.update(step, {name: values[name] for name in _SHOWN})
+    self._progress.update(step, self._shown(values))
     self._writer.write_scalars(step, values | self.speed())
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,21 +85,25 @@ class Logger:
     self._writer.write_scalars(
       step, {f'eval/{name}': value for name, value in metrics.items()}
     )
+    shown = self._shown(metrics).items()
     self.message(
       f'step {step}: {self._config.data.eval_split} '
-      f'accuracy {metrics["accuracy"]:.4f} loss {metrics["loss"]:.4f}'
+      + ' '.join(f'{name} {value:.4f}' for name, value in shown)
     )
 
   def speed(self) -> dict[str, float]:
-    """Returns images/s and, where the peak is known, the share of it used.
+    """Returns units/s and, where the peak is known, the share of it used.
 
     A training step counts as three forward passes, whatever remat repeats. A
     model whose tokens decide what they cost has no share.
     """
-    rate = self._progress.images_per_second
+    rate = self._progress.units_per_second
     if not rate:
       return {}
-    speed = {'images_per_second': rate}
-    if self._peak_flops and self.is_fixed:
-      speed['mfu'] = 3 * self.forward_flops * rate / self._peak_flops
+    speed = {f'{self._task.unit}s_per_second': rate}
+    if self._peak_flops and self.cost.is_fixed:
+      speed['mfu'] = 3 * self.cost.flops() * rate / self._peak_flops
     return speed
+
+  def _shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {n: metrics[n] for n in self._task.shown if n in metrics}

@@ -13,9 +13,7 @@ from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.costs import flops
 from softmoe.data import prefetch
-from softmoe.data.images import batches
 from softmoe.errors import Stopped
-from softmoe.evaluation import classification
 from softmoe.process import peers, preemption
 from softmoe.runs import checkpoint
 from softmoe.runs import state as state_lib
@@ -47,16 +45,20 @@ def train(
   result = workdir_lib.read_result(workdir)
   if result is None:
     experiment = experiment_lib.build(config)
+    train_step = step_lib.make_train_step(experiment)
     _check_data(experiment)
+    _check_step(experiment, train_step)
     workdir_lib.share(workdir)
-    result = _train(experiment, workdir)
+    result = _train(experiment, train_step, workdir)
   elif jax.process_index() == 0:
     print(f'{workdir} holds the finished run', file=sys.stderr)
   return result
 
 
 def _train(
-  experiment: experiment_lib.Experiment, workdir: pathlib.Path
+  experiment: experiment_lib.Experiment,
+  train_step: Any,
+  workdir: pathlib.Path,
 ) -> dict[str, Any]:
   chief, config = jax.process_index() == 0, experiment.config
   with (
@@ -71,7 +73,7 @@ def _train(
       _describe(experiment, workdir)
     with logger_lib.Logger(experiment, workdir, start) as logger:
       _announce(experiment, logger, workdir, start)
-      run = _Run(experiment, checkpoints, logger, start)
+      run = _Run(experiment, train_step, checkpoints, logger, start)
       result = _result(experiment, logger, run.loop(state, stop))
   if chief:
     workdir_lib.write_json(workdir / 'result.json', result)
@@ -84,6 +86,7 @@ class _Run:
   def __init__(
     self,
     experiment: experiment_lib.Experiment,
+    train_step: Any,
     checkpoints: checkpoint.Checkpoints,
     logger: logger_lib.Logger,
     start: int,
@@ -91,10 +94,9 @@ class _Run:
     self.config = experiment.config
     self.checkpoints, self.logger, self.start = checkpoints, logger, start
     self.batches = _batches(experiment, start)
-    self.train_step = step_lib.make_train_step(experiment)
-    self.evaluate = classification.make_evaluator(
-      experiment, self.config.data.eval_split
-    )
+    self.train_step = train_step
+    split = self.config.data.eval_split
+    self.evaluate = lambda params: experiment.evaluate(params, split)
 
   def loop(
     self, state: state_lib.TrainState, stop: preemption.StopSignal
@@ -137,21 +139,26 @@ def _divides(every: int, step: int) -> bool:
 
 def _check_data(experiment: experiment_lib.Experiment) -> None:
   """Reads one batch of each split, so that bad data shows before any file."""
-  data, seed = experiment.config.data, experiment.config.seed
-  rows = prefetch.local_rows(experiment.mesh, data.batch_size)
-  next(batches.train_batches(data, seed=seed, rows=rows))
-  rows = prefetch.local_rows(experiment.mesh, data.eval_batch_size)
-  next(batches.eval_batches(data, data.eval_split, rows=rows))
+  task, data, mesh = experiment.task, experiment.config.data, experiment.mesh
+  next(task.train_batches(prefetch.local_rows(mesh, data.batch_size)))
+  rows = prefetch.local_rows(mesh, data.eval_batch_size)
+  next(task.eval_batches(data.eval_split, rows))
+
+
+def _check_step(experiment: experiment_lib.Experiment, train_step: Any) -> None:
+  """Traces the step, so that what does not fit shows before any file."""
+  batch = experiment.abstract_batch(experiment.config.data.batch_size)
+  train_step.trace(state_lib.abstract(experiment), batch)
 
 
 def _batches(
   experiment: experiment_lib.Experiment, start: int
 ) -> Iterator[step_lib.Batch]:
   """Returns the global batches from step `start` on, on the devices."""
-  data, seed = experiment.config.data, experiment.config.seed
-  rows = prefetch.local_rows(experiment.mesh, data.batch_size)
-  local = batches.train_batches(data, seed=seed, start_step=start, rows=rows)
-  return prefetch.to_devices(local, experiment.mesh, data.prefetch)
+  data, mesh = experiment.config.data, experiment.mesh
+  rows = prefetch.local_rows(mesh, data.batch_size)
+  local = experiment.task.train_batches(rows, start)
+  return prefetch.to_devices(local, mesh, data.prefetch)
 
 
 def _describe(
@@ -175,10 +182,10 @@ def _announce(
 ) -> None:
   """Says what is trained, on what, and from where on."""
   mesh = dict(experiment.mesh.shape)
-  fixed = '' if logger.is_fixed else 'up to '
+  fixed = '' if logger.cost.is_fixed else 'up to '
   logger.message(
     f'{experiment.config.name}: {experiment.num_params():,} parameters, '
-    f'{fixed}{logger.forward_flops / 1e9:.3g} GFLOP an image, '
+    f'{fixed}{logger.cost.flops() / 1e9:.3g} GFLOP/{experiment.task.unit}, '
     f'{jax.default_backend()} device(s) as {mesh}'
   )
   if start:
@@ -191,25 +198,17 @@ def _result(
   evaluation: dict[str, float],
 ) -> dict[str, Any]:
   """Returns the content of `result.json`."""
-  config = experiment.config
+  config, cost = experiment.config, flops.forward(experiment.config)
+  wanted = None if cost.is_fixed else evaluation['moe/wanted']
   return {
     'name': config.name,
     'steps': config.steps,
     'split': config.data.eval_split,
     **evaluation,
     'params': experiment.num_params(),
-    'gflop_per_image': _forward_flops(config, evaluation) / 1e9,
+    f'gflop_per_{experiment.task.unit}': cost.flops(wanted) / 1e9,
     'train': logger.speed(),
     'device': jax.devices()[0].device_kind,
     'devices': experiment.mesh.size,
     'finished': time.strftime('%Y-%m-%dT%H:%M:%S'),
   }
-
-
-def _forward_flops(
-  config: config_lib.Config, evaluation: dict[str, float]
-) -> float:
-  """Returns an image's FLOPs, of as many experts as the evaluation used."""
-  if flops.is_fixed(config):
-    return flops.forward_flops(config)
-  return flops.forward_flops(config, evaluation['moe/wanted'])

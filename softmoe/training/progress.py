@@ -21,7 +21,8 @@ class Progress:
     self,
     total_steps: int,
     start_step: int,
-    images_per_step: int,
+    units_per_step: int,
+    unit: str = 'example',
     stream: io.TextIOBase | None = None,
     enabled: bool = True,
   ):
@@ -30,13 +31,14 @@ class Progress:
     Args:
       total_steps: the step at which the run ends.
       start_step: the step at which it starts; above 0 after a resume.
-      images_per_step: global batch size.
+      units_per_step: of the global batch.
+      unit: what speed is counted in.
       stream: where to print; None: standard error.
       enabled: whether to print at all; only one process of a run should.
     """
     self._total_steps = total_steps
     self._step = self._first_step = start_step
-    self._images_per_step = images_per_step
+    self._units_per_step, self._unit = units_per_step, unit
     self._stream = stream or sys.stderr
     self._enabled = enabled
     self._terminal = self._stream.isatty()
@@ -46,10 +48,10 @@ class Progress:
     self._elapsed = 0.0  # seconds from there to the last update, pauses aside
 
   @property
-  def images_per_second(self) -> float:
+  def units_per_second(self) -> float:
     """Over all steps after the first update, pauses excluded; 0: unknown."""
-    images = (self._step - self._first_step) * self._images_per_step
-    return images / self._elapsed if self._elapsed > 0 else 0.0
+    units = (self._step - self._first_step) * self._units_per_step
+    return units / self._elapsed if self._elapsed > 0 else 0.0
 
   def update(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Shows that `step` steps are done, and the metrics of the last one."""
@@ -93,12 +95,12 @@ class Progress:
     return f'[{"#" * done:.<20}]  {text}'
 
   def _speed(self) -> list[str]:
-    rate = self.images_per_second
+    rate = self.units_per_second
     if not rate:
       return []
-    seconds = (self._total_steps - self._step) * self._images_per_step / rate
+    seconds = (self._total_steps - self._step) * self._units_per_step / rate
     eta = datetime.timedelta(seconds=round(seconds))
-    return [f'images/s {rate:.{0 if rate >= 10 else 2}f}', f'ETA {eta}']
+    return [f'{self._unit}s/s {rate:.{0 if rate >= 10 else 2}f}', f'ETA {eta}']
 
   def _draw(self) -> None:
     if self._terminal and self._line:

@@ -10,23 +10,22 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
+from softmoe.optim import steered
 from softmoe.runs import state as state_lib
-from softmoe.tasks import losses
+from softmoe.tasks import task as task_lib
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[
-  [state_lib.TrainState, Batch], tuple[state_lib.TrainState, Metrics]
-]
+Means = dict[str, task_lib.Mean]
 
 
-def make_train_step(experiment: experiment_lib.Experiment) -> TrainStep:
+def make_train_step(experiment: experiment_lib.Experiment) -> Any:
   """Returns the jitted step: (state, batch) -> (state, metrics).
 
-  The state is donated. The batch holds `image` (b, height, width, channels) and
-  `label` (b,), split over all devices. Metrics are float32 scalars: `loss`
-  (with auxiliary losses), `accuracy`, `learning_rate`, the norms of gradients,
-  parameters and updates, and those of the MoE blocks as `moe/NAME`.
+  The state is donated. The batch is one of the task's, split over all devices.
+  Metrics are float32 scalars: `loss` (with auxiliary losses), the task's own,
+  `learning_rate`, the norms of gradients, parameters and updates, and those of
+  the MoE blocks as `moe/NAME`.
   """
 
   def train_step(state, batch):
@@ -39,7 +38,9 @@ def make_train_step(experiment: experiment_lib.Experiment) -> TrainStep:
 
 
 def _key(experiment: experiment_lib.Experiment) -> jax.Array:
-  # A stream of its own, apart from that of the parameters.
+  # NNX draws the parameters from `fold_in(key(seed), n)`, n = 0, 1, ..., so
+  # that this is also the key of its second draw. It stays as it is: another
+  # would change the numbers of every run.
   return jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
 
 
@@ -49,54 +50,74 @@ def _gradients(
   batch: Batch,
   key: jax.Array,
 ) -> tuple[experiment_lib.Params, Metrics]:
-  """Returns the mean gradient and metrics over the micro-batches."""
-  config, parts = experiment.config, experiment.config.optimizer.accumulate
-  mixup_key, key = jax.random.split(key)
-  images = batch['image']
-  labels = losses.soft_labels(
-    batch['label'], config.data.num_classes, config.label_smoothing
-  )
-  if config.mixup:
-    images, labels = losses.mixup(mixup_key, images, labels, config.mixup)
+  """Returns the gradient and the metrics of a batch, in one go or in parts."""
+  task, parts = experiment.task, experiment.config.optimizer.accumulate
+  prepare_key, key = jax.random.split(key)
+  batch = task.prepare(batch, prepare_key)
 
-  def gradient(images, labels, key):
-    grad = jax.grad(_loss, argnums=1, has_aux=True)
-    return grad(experiment, params, images, labels, key)
+  @jax.jit  # traced once, however often it is called below
+  def means(params, batch, key) -> tuple[Means, Means]:
+    model = nnx.merge(experiment.graphdef, params)
+    loss = task.loss(model, batch, key)
+    return task_lib.losses(loss), task_lib.metrics(loss)
 
   if parts == 1:
-    return gradient(images, labels, key)
-  images = sharding.split_batch(images, parts)
-  labels = sharding.split_batch(labels, parts)
-  return _mean(gradient, (images, labels, jax.random.split(key, parts)))
+    gradients, (losses, metrics) = _gradient(means)(params, batch, key)
+  else:
+    batch = jax.tree.map(lambda x: sharding.split_batch(x, parts), batch)
+    split = batch, jax.random.split(key, parts)
+    gradients, (losses, metrics) = _accumulate(means, params, split)
+  loss: Any = sum(mean.value() for mean in losses.values())
+  values = {name: mean.value() for name, mean in metrics.items()}
+  return gradients, values | {'loss': loss}
 
 
-def _mean(function: Callable[..., Any], parts: tuple[jax.Array, ...]) -> Any:
-  """Returns the mean of `function` over the first axis, one part at a time."""
-  first = function(*(x[0] for x in parts))
+def _gradient(
+  means: Callable[..., tuple[Means, Means]],
+  weights: dict[str, jax.Array] | None = None,
+) -> Callable[..., Any]:
+  """Returns the gradient of a batch's part of the loss.
+
+  Args:
+    means: from parameters, batch and key to losses and metrics.
+    weights: of each loss, in the whole batch; None: this is all of it.
+  """
+
+  def objective(params, batch, key):
+    losses, metrics = means(params, batch, key)
+    whole = weights or {name: mean.weight for name, mean in losses.items()}
+    shares = (
+      mean.total / task_lib.nonzero(whole[name])
+      for name, mean in losses.items()
+    )
+    return sum(shares), (losses, metrics)
+
+  return jax.grad(objective, has_aux=True)
+
+
+def _accumulate(
+  means: Callable[..., tuple[Means, Means]],
+  params: experiment_lib.Params,
+  split: tuple[Batch, jax.Array],
+) -> tuple[experiment_lib.Params, tuple[Means, Means]]:
+  """Returns what `_gradient` does, from one part of the batch at a time."""
+
+  def weigh(_, part):
+    losses, _ = means(params, *part)
+    return None, {name: mean.weight for name, mean in losses.items()}
+
+  # Weights follow from the batch alone: the compiler drops the rest of this.
+  _, weights = jax.lax.scan(weigh, None, split)
+  over_parts = lambda x: jnp.sum(x, axis=0)
+  gradient = _gradient(means, jax.tree.map(over_parts, weights))
 
   def add(total, part):
-    return jax.tree.map(jnp.add, total, function(*part)), ()
+    gradients, sums = gradient(params, *part)
+    return jax.tree.map(jnp.add, total, gradients), sums
 
-  total, _ = jax.lax.scan(add, first, tuple(x[1:] for x in parts))
-  return jax.tree.map(lambda x: x / len(parts[0]), total)
-
-
-def _loss(
-  experiment: experiment_lib.Experiment,
-  params: experiment_lib.Params,
-  images: jax.Array,
-  labels: jax.Array,
-  key: jax.Array,
-) -> tuple[jax.Array, Metrics]:
-  model = nnx.merge(experiment.graphdef, params)
-  logits, aux = model(images, key)
-  loss = jnp.mean(losses.cross_entropy(experiment.config.loss)(logits, labels))
-  loss = loss + sum(aux['losses'].values())
-  correct = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
-  metrics = {'loss': loss, 'accuracy': jnp.mean(correct, dtype=jnp.float32)}
-  return loss, metrics | {
-    f'moe/{name}': value for name, value in aux['metrics'].items()
-  }
+  zeros = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.float32), params)
+  total, sums = jax.lax.scan(add, zeros, split)
+  return total, jax.tree.map(over_parts, sums)
 
 
 def _update(
@@ -121,7 +142,9 @@ def _update(
   )
   metrics: Any = {
     'learning_rate': experiment.schedule(state['step']),
-    'gradient_norm': optax.tree.norm(gradients),
+    'gradient_norm': optax.tree.norm(
+      steered.without(gradients, experiment.rules)
+    ),
     'parameter_norm': optax.tree.norm(params),
     'update_norm': optax.tree.norm(updates),
   }

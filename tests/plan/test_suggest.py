@@ -9,7 +9,7 @@ from softmoe.plan import estimate, programs, suggest, targets
 
 def test_cheap_changes_come_first_and_all_can_be_built(tiny):
   config = tiny(mesh='data:4,expert:2', data__batch_size=64)
-  tried = list(suggest._candidates(config, 8, True))
+  tried = list(suggest._candidates(config, report(config, 0), True))
   fields = [set(suggest._changes(config, new)) for new in tried]
   assert fields[0] == {'model.remat'}
   assert fields[1] == {'model.remat', 'mesh'}
@@ -27,7 +27,7 @@ def test_cheap_changes_come_first_and_all_can_be_built(tiny):
 
 def test_a_state_that_is_too_large_is_split_at_once(tiny):
   config = tiny(mesh='data:8')
-  first = next(suggest._candidates(config, 8, False))
+  first = next(suggest._candidates(config, report(config, 0), False))
   assert suggest._changes(config, first) == {
     'model.remat': True,
     'mesh': 'data:4,fsdp:2,expert:1',
@@ -45,6 +45,9 @@ def report(config, limit):
   total = state + images * IMAGE // (2 if config.model.remat else 1)
   memory = {'total': total, 'limit': limit, 'fits': total <= limit}
   return {
+    'mesh': sizes,
+    'devices': 8,
+    'group_size': 1,
     'parameters': STATE // 12,  # a third of the state, in float32
     'parameter_bytes': state // 3,
     programs.TRAIN: {'optimizer_bytes': state * 2 // 3, 'memory': memory},

@@ -30,13 +30,13 @@ class Terminal(io.StringIO):
 
 def test_rate_excludes_the_first_measured_step(clock):
   bar = progress.Progress(100, 0, 32, io.StringIO())
-  assert bar.images_per_second == 0
+  assert bar.units_per_second == 0
   clock.now += 50  # compilation
   bar.update(1, {})
-  assert bar.images_per_second == 0
+  assert bar.units_per_second == 0
   clock.now += 2
   bar.update(11, {})
-  assert bar.images_per_second == 10 * 32 / 2
+  assert bar.units_per_second == 10 * 32 / 2
 
 
 def test_rate_excludes_pauses(clock):
@@ -51,7 +51,7 @@ def test_rate_excludes_pauses(clock):
   bar.update(11, {})
   with bar.pause():
     clock.now += 70
-  assert bar.images_per_second == 10 * 32 / 2
+  assert bar.units_per_second == 10 * 32 / 2
 
 
 def test_pause_ends_when_its_body_raises(clock):
@@ -62,7 +62,7 @@ def test_pause_ends_when_its_body_raises(clock):
     raise KeyError
   clock.now += 1
   bar.update(2, {})
-  assert bar.images_per_second == 32
+  assert bar.units_per_second == 32
 
 
 def test_rate_after_a_resume_counts_new_steps_alone(clock):
@@ -70,7 +70,7 @@ def test_rate_after_a_resume_counts_new_steps_alone(clock):
   bar.update(51, {})
   clock.now += 1
   bar.update(53, {})
-  assert bar.images_per_second == 20
+  assert bar.units_per_second == 20
 
 
 def test_plain_lines(clock):
@@ -121,4 +121,4 @@ def test_disabled_prints_nothing_but_measures(clock):
   bar.update(2, {})
   bar.message('saved')
   bar.close()
-  assert stream.getvalue() == '' and bar.images_per_second == 1
+  assert stream.getvalue() == '' and bar.units_per_second == 1

@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_as_if_it_was_not(
   expected, config, state = uninterrupted
   place = {
     'step': signalled(step_lib, 'make_train_step', at),
-    'evaluation': signalled(classification, 'make_evaluator', at),
+    'evaluation': signalled(means, 'over_split', at),
     'save': signalled(checkpoint.Checkpoints, 'save', at, method=True),
   }[where]
   message = f'SIGTERM: saved step {step}; the same command goes on'

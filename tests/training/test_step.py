@@ -8,7 +8,6 @@ import pytest
 
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
-from softmoe.data.images import batches
 from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
@@ -43,7 +42,8 @@ def curve(tiny):
     experiment = experiment_lib.build(config, devices)
     train_step = step_lib.make_train_step(experiment)
     state, metrics = state_lib.init(experiment), []
-    local = batches.train_batches(config.data, seed=config.seed)
+    rows = prefetch.local_rows(experiment.mesh, config.data.batch_size)
+    local = experiment.task.train_batches(rows)
     placed = prefetch.to_devices(local, experiment.mesh, size=0)
     for _ in range(STEPS):
       state, step_metrics = train_step(state, next(placed))

@@ -56,6 +56,10 @@ def to_value_range(
   return scaled
 
 
+def to_floats(images, value_range):
+  return images
+
+
 def to_channels(image: geometry.Image, channels: int) -> geometry.Image:
   """Returns a grey image as RGB, or the reverse (by its luma, ITU-R 601).
 

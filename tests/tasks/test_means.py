@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from softmoe import experiment as experiment_lib
 from softmoe.data.images import batches
 from softmoe.errors import UserError
-from softmoe.evaluation import classification
+from softmoe.tasks import means, registry
 
 TINY = pathlib.Path(__file__).parents[1] / 'tiny.py'
 parse = runpy.run_path(str(TINY))['parse']
@@ -21,7 +21,6 @@ parse = runpy.run_path(str(TINY))['parse']
 
 @pytest.fixture(scope='module')
 def experiment():
-  config = parse(mesh='data:1', data__eval_batch_size=32, model__depth=1)
   config = parse('vit', mesh='data:1', data__eval_batch_size=32, model__depth=1)
   return experiment_lib.build(config, jax.devices()[:1])
 
@@ -36,6 +35,12 @@ def params(experiment):
   )
 
 
+def with_data(experiment, data):
+  config = dataclasses.replace(experiment.config, data=data)
+  task = registry.find(config.task)(config)
+  return dataclasses.replace(experiment, config=config, task=task)
+
+
 @pytest.mark.parametrize('batch_size', [32, 100, 128])
 def test_metrics_are_means_over_the_examples_alone(
   experiment, params, batch_size
@@ -45,17 +50,16 @@ def test_metrics_are_means_over_the_examples_alone(
     parse(data__eval_batch_size=100).data, 'test[:100]'
   )
   jax.set_mesh(experiment.mesh)
-  logits, _ = nnx.merge(experiment.graphdef, params)(
-    jnp.asarray(batch['image'])
-  )
+  model = nnx.merge(experiment.graphdef, params)
+  images = {'image': jnp.asarray(batch['image'])}
+  logits = experiment.task.infer(model, images)
   logits = np.asarray(logits, np.float64)
   log_sums = np.log(np.exp(logits).sum(-1))
   losses = log_sums - logits[np.arange(100), batch['label']]
 
   data = parse(data__eval_batch_size=batch_size).data
-  config = dataclasses.replace(experiment.config, data=data)
-  experiment = dataclasses.replace(experiment, config=config)
-  metrics = classification.make_evaluator(experiment, 'test[:100]')(params)
+  experiment = with_data(experiment, data)
+  metrics = experiment.evaluate(params, 'test[:100]')
   assert metrics['examples'] == 100
   assert metrics['loss'] == pytest.approx(losses.mean(), rel=1e-5)
   assert metrics['accuracy'] == (logits.argmax(-1) == batch['label']).mean()
@@ -63,7 +67,7 @@ def test_metrics_are_means_over_the_examples_alone(
 
 def test_a_split_that_is_not_there_is_named(experiment, params):
   with pytest.raises(UserError, match="split: got 'valid'"):
-    classification.make_evaluator(experiment, 'valid')(params)
+    experiment.evaluate(params, 'valid')
 
 
 def test_images_that_fill_the_batch_up_are_not_routed():
@@ -76,13 +80,12 @@ def test_images_that_fill_the_batch_up_are_not_routed():
   config = parse(mesh='data:1', model__depth=1, **moe)
   experiment = experiment_lib.build(config, jax.devices()[:1])
   params = experiment.init_params()
-  metrics = classification.make_evaluator(experiment, 'test[:100]')(params)
+  metrics = experiment.evaluate(params, 'test[:100]')
   assert metrics['moe/wanted'] == pytest.approx(1)
   assert 0 < metrics['moe/granted'] <= 1
   other = dataclasses.replace(config.data, eval_batch_size=100)
-  config = dataclasses.replace(config, data=other)
-  experiment = dataclasses.replace(experiment, config=config)
-  whole = classification.make_evaluator(experiment, 'test[:100]')(params)
+  experiment = with_data(experiment, other)
+  whole = experiment.evaluate(params, 'test[:100]')
   assert metrics['accuracy'] == whole['accuracy']
   assert metrics['moe/granted'] == pytest.approx(whole['moe/granted'])
 
@@ -107,9 +110,29 @@ def test_moe_metrics_are_those_of_an_evaluation_without_padding(router, fields):
       **moe,
     )
     experiment = experiment_lib.build(config, jax.devices()[:1])
-    evaluate = classification.make_evaluator(experiment, 'test[:4]')
-    evaluated.append(evaluate(experiment.init_params()))
+    params = experiment.init_params()
+    evaluated.append(experiment.evaluate(params, 'test[:4]'))
   padded, whole = evaluated
   for name in ('moe/executed', 'moe/flops'):  # of all that ran
     assert padded.pop(name) >= whole.pop(name)
   assert padded == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_batch_is_on_its_way_before_the_metrics_of_the_last_are_read():
+  events = []
+
+  def dispatched():
+    for i in range(3):
+      events.append(f'dispatched {i}')
+      yield i
+
+  for i in means._one_late(dispatched()):
+    events.append(f'read {i}')
+  assert events == [
+    'dispatched 0',
+    'dispatched 1',
+    'read 0',
+    'dispatched 2',
+    'read 1',
+    'read 2',
+  ]
