@@ -1,9 +1,15 @@
-"""The split syntax: `train`, `train[:90%]`, `train[-1000:]`."""
+"""Which examples a split holds.
+
+The syntax is `train`, `train[:90%]`, `train[-1000:]`. Where a source has but
+one split, or no order, `fixed_order` makes any slice of it a fair sample.
+"""
 
 import re
 from collections.abc import Iterable
 
-from softmoe.data.images import source as source_lib
+import numpy as np
+from jaxtyping import Integer
+
 from softmoe.errors import UserError
 
 _BOUND = r'(-?\d+%?)?'
@@ -19,30 +25,39 @@ def base_name(split: str) -> str:
   return _match(split)['name']
 
 
-def take(source: source_lib.Source, split: str) -> source_lib.Source:
-  """Returns the part of a whole split that the slice in `split` asks for.
+def indices(split: str, size: int) -> range:
+  """Returns which examples of a whole split the slice in `split` asks for.
 
   A bound is a number of examples or a percentage, which is rounded to the
   nearest example; a negative bound counts from the end.
 
+  Args:
+    split: a split or a slice of it.
+    size: number of examples of the whole split.
+
   Raises:
-    UserError: the slice holds no example.
+    UserError: the slice holds no example, or as `base_name`.
   """
   match = _match(split)
-  start = _position(match[3] or '0%', len(source))
-  stop = _position(match[4] or '100%', len(source))
+  start = _position(match[3] or '0%', size)
+  stop = _position(match[4] or '100%', size)
   if start >= stop:
-    raise UserError(
-      'split', split, f'a slice with examples, of {len(source)} in all'
-    )
-  if (start, stop) == (0, len(source)):
-    return source
-  return source_lib.Subset(source, start, stop)
+    raise UserError('split', split, f'a slice with examples, of {size} in all')
+  return range(start, stop)
 
 
 def unknown(split: str, known: Iterable[str]) -> UserError:
   """Returns the error for a split that a source does not have."""
   return UserError('split', split, f'the source has {sorted(known)}')
+
+
+def fixed_order(size: int) -> Integer[np.ndarray, ' n']:
+  """Returns a permutation of `range(size)` that no release of numpy changes.
+
+  It sorts the raw output of a bit generator, a stream that numpy keeps fixed
+  (NEP 19); the output of `Generator.permutation` may change.
+  """
+  return np.argsort(np.random.PCG64(0).random_raw(size), kind='stable')
 
 
 def _match(split: str) -> re.Match[str]:

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from softmoe import config as config_lib
-from softmoe.data.images import batches, transforms
+from softmoe.data.images import batches, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
 from softmoe.models import vit
@@ -137,7 +137,7 @@ class Classification(task_lib.Task):
     return (means.over_split(self, graphdef, mesh),)
 
   def _floats(self, images: jax.Array) -> jax.Array:
-    return transforms.to_floats(images, self.config.data.value_range)
+    return value_range.to_floats(images, self.config.data.value_range)
 
 
 def _total(values: jax.Array, mask: jax.Array | None) -> jax.Array:

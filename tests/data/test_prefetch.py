@@ -37,6 +37,14 @@ def test_the_batch_axis_is_split_over_every_device():
     assert array.addressable_shards[0].data.shape == (2, *array.shape[1:])
 
 
+@pytest.mark.parametrize('dtype', ['uint8', 'int16', 'float32', 'bool'])
+def test_arrays_keep_their_types(dtype):
+  values = np.arange(32).reshape(16, 2).astype(dtype)
+  (placed,) = prefetch.to_devices([{'x': values}], _mesh(), 0)
+  assert placed['x'].dtype == dtype
+  np.testing.assert_array_equal(placed['x'], values)
+
+
 @pytest.mark.parametrize('size', [0, 1, 3])
 def test_it_stays_ahead_by_size(size):
   read = []

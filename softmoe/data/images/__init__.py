@@ -1,1 +1,1 @@
-"""Labelled images: sources by name, transforms, batches."""
+"""Labelled images: sources by name, transforms, batches of bytes, floats."""

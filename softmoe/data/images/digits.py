@@ -29,6 +29,6 @@ def open_split(argument: str, split: str) -> source_lib.Source:
   from sklearn import datasets  # costs a second to import
 
   pixels, labels = datasets.load_digits(return_X_y=True)
-  rows = source_lib.fixed_order(len(labels))[_RANGES[split]]
+  rows = splits.fixed_order(len(labels))[_RANGES[split]]
   images = np.round(pixels[rows] * (255 / 16)).astype(np.uint8)
   return source_lib.ArraySource(images.reshape(-1, 8, 8), labels[rows], 10)

@@ -61,7 +61,7 @@ def _open_split(root: str, split: str) -> FolderSource:
   if not files:
     expected = 'a folder for each class with .jpg, .jpeg or .png files'
     raise UserError('config.data.source', roots[split], expected)
-  order = source_lib.fixed_order(len(files))
+  order = splits.fixed_order(len(files))
   return FolderSource([files[i] for i in order], labels[order], len(classes))
 
 

@@ -58,11 +58,10 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """The examples of `source` from `start` up to `stop`."""
+  """The examples of `source` at `indices`, which leave out none between."""
 
   source: Source
-  start: int
-  stop: int
+  indices: range
 
   @property
   def num_classes(self) -> int | None:
@@ -71,13 +70,15 @@ class Subset:
   @property
   def labels(self) -> np.ndarray | None:
     labels = self.source.labels
-    return None if labels is None else labels[self.start : self.stop]
+    if labels is None:
+      return None
+    return labels[self.indices.start : self.indices.stop]
 
   def __len__(self) -> int:
-    return self.stop - self.start
+    return len(self.indices)
 
   def __getitem__(self, index: int) -> Example:
-    return self.source[self.start + index]
+    return self.source[self.indices[index]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +124,3 @@ class LabelCheck:
       label,
       f'config.data.num_classes asks for 0 to {self.num_classes - 1}',
     )
-
-
-def fixed_order(size: int) -> Integer[np.ndarray, ' n']:
-  """Returns a permutation of `range(size)` that no release of numpy changes.
-
-  It sorts the raw output of a bit generator, a stream that numpy keeps fixed
-  (NEP 19); the output of `Generator.permutation` may change.
-  """
-  return np.argsort(np.random.PCG64(0).random_raw(size), kind='stable')

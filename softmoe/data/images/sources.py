@@ -29,4 +29,4 @@ def open_source(name: str, split: str) -> source_lib.Source:
   if kind not in _OPENERS:
     raise UserError('config.data.source', name, f'one of {sorted(_OPENERS)}')
   whole = _OPENERS[kind](argument, splits.base_name(split))
-  return splits.take(whole, split)
+  return source_lib.Subset(whole, splits.indices(split, len(whole)))

@@ -1,13 +1,11 @@
 """From an image of a source to an image of a batch, as a config asks.
 
-Images stay uint8 (h, w, c) until they are stacked: `to_value_range` then
-makes a whole batch float32 at once.
+Images are uint8 (h, w, c) from end to end.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from softmoe.data.images import geometry, randaugment
 from softmoe.data.images.config import ImageDataConfig, TransformConfig
@@ -42,22 +40,6 @@ def eval_transform(config: ImageDataConfig) -> EvalTransform:
   _check_not_random(config.eval)
   rng = np.random.default_rng(0)  # never drawn from
   return lambda image: _apply(image, config, config.eval, rng)
-
-
-def to_value_range(
-  images: UInt8[np.ndarray, 'b h w c'], value_range: tuple[float, float]
-) -> Float32[np.ndarray, 'b h w c']:
-  """Maps 0 to the low end of the range and 255 to the high end."""
-  low, high = value_range
-  scaled = images.astype(np.float32)
-  scaled /= 255
-  scaled *= high - low
-  scaled += low
-  return scaled
-
-
-def to_floats(images, value_range):
-  return images
 
 
 def to_channels(image: geometry.Image, channels: int) -> geometry.Image:

@@ -55,8 +55,17 @@ def test_more_classes_than_the_config_has():
   source_lib.LabelCheck(_LazySource((0,), num_classes=10), 10)
 
 
-def test_fixed_order_is_a_permutation_that_stays():
-  order = source_lib.fixed_order(1797)
-  np.testing.assert_array_equal(np.sort(order), np.arange(1797))
-  # Other numbers would mean other training and test sets than published.
-  np.testing.assert_array_equal(order[:5], [855, 921, 269, 1185, 11])
+def test_subset_passes_on_what_its_source_knows():
+  images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
+  whole = source_lib.ArraySource(images, np.arange(5), num_classes=9)
+  subset = source_lib.Subset(whole, range(2, 4))
+  assert (len(subset), subset.num_classes) == (2, 9)
+  np.testing.assert_array_equal(subset.labels, [2, 3])
+  assert [subset[i]['label'] for i in range(2)] == [2, 3]
+  assert subset[1]['image'].item() == 3
+
+
+def test_subset_of_a_source_that_knows_nothing():
+  subset = source_lib.Subset(_LazySource((4, 5, 6)), range(1, 3))
+  assert (subset.num_classes, subset.labels) == (None, None)
+  assert subset[1]['label'] == 6

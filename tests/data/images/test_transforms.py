@@ -24,20 +24,6 @@ def _rng(seed=0):
   return np.random.default_rng(seed)
 
 
-def test_value_range():
-  images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
-  for value_range, expected in (
-    ((-1.0, 1.0), [-1, -0.6, 1]),
-    ((0.0, 1.0), [0, 0.2, 1]),
-    ((0.0, 255.0), [0, 51, 255]),
-  ):
-    scaled = transforms.to_value_range(images, value_range)
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled.ravel(), expected, rtol=1e-6)
-  ends = transforms.to_value_range(images, (-1.0, 1.0)).ravel()[[0, 2]]
-  np.testing.assert_array_equal(ends, [-1, 1])
-
-
 def test_channels():
   grey, colour = _image(4, 5, 1), _image(4, 5, 3)
   np.testing.assert_array_equal(transforms.to_channels(grey, 1), grey)

@@ -1,0 +1,153 @@
+"""Batches: a pure function of the seed and the step, whatever the processes.
+
+An example is any dict of arrays that a function loads by its index, each array
+of the same shape and type in all examples. A batch stacks them.
+
+All randomness is attached to a row of one endless stream (shuffle, then repeat,
+then load) before a process picks its rows. So the global batch of b rows at
+step s is rows s * b to (s + 1) * b of that stream on any number of processes,
+whichever of these rows each of them reads, and resuming is to start reading at
+another row.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Integer
+
+from softmoe.config import DataConfig
+from softmoe.errors import UserError
+
+Batch = dict[str, np.ndarray]
+Example = Mapping[str, np.ndarray | np.generic]
+EvalLoad = Callable[[int], Example]
+TrainLoad = Callable[[int, np.random.Generator], Example]
+Rows = Integer[np.ndarray, ' n']
+
+# "Forever", yet so small that the number of rows fits in 63 bits.
+_EPOCHS = 2**31
+
+
+def train_batches(
+  config: DataConfig,
+  size: int,
+  load: TrainLoad,
+  *,
+  seed: int,
+  start_step: int = 0,
+  rows: Rows | None = None,
+) -> Iterator[Batch]:
+  """Returns some rows of every global batch from `start_step` on.
+
+  The examples are reshuffled in each epoch, and a batch may span two epochs.
+
+  Args:
+    config: the checked config.
+    size: number of examples.
+    load: from an index below `size` and a generator for what is random in it to
+      an example; called from several threads.
+    seed: of the order and of the generators.
+    start_step: number of batches to leave out.
+    rows: which rows of a batch, such as `prefetch.local_rows` says; None: all.
+
+  Returns:
+    An endless iterator over dicts of arrays, each of shape (n, *shape of an
+    example's).
+
+  Raises:
+    UserError: the config is wrong. What `load` raises comes from the iterator.
+  """
+  local = _check_rows('batch_size', config.batch_size, rows)
+  order_seed, load_seed = _seeds(seed)
+  # A range, since grain spends longer on a source than on the rest together.
+  stream = grain.MapDataset.range(size).shuffle(order_seed)
+  stream = stream.repeat(_EPOCHS).random_map(load, seed=load_seed)
+
+  def load_batch(step: int) -> Batch:
+    first = step * config.batch_size
+    examples: list[Any] = [stream[first + row] for row in local]
+    return _stack(examples)
+
+  steps = grain.MapDataset.range(start_step, len(stream) // config.batch_size)
+  return _read(steps.map(load_batch), config)
+
+
+def eval_batches(
+  config: DataConfig, size: int, load: EvalLoad, *, rows: Rows | None = None
+) -> Iterator[Batch]:
+  """Returns some rows of each global batch of one pass, in order.
+
+  The last global batch is filled up with zeros, so that every process gets the
+  same number of batches, each of the same shape.
+
+  Args:
+    config: the checked config.
+    size: number of examples.
+    load: from an index below `size` to an example, which has no 'mask'; called
+      from several threads.
+    rows: as in `train_batches`.
+
+  Returns:
+    An iterator over dicts as in `train_batches`, and in them 'mask': float32
+    (n,), 1 for an example and 0 for padding.
+
+  Raises:
+    UserError: as `train_batches`.
+  """
+  local = _check_rows('eval_batch_size', config.eval_batch_size, rows)
+
+  def load_batch(step: int) -> Batch:
+    indices = [step * config.eval_batch_size + row for row in local]
+    examples = [load(index) for index in indices if index < size]
+    mask = np.arange(len(local)) < len(examples)
+    if not mask.all():
+      # All rows of a process may be padding: then any example says the shapes.
+      blank = _zeros_like(examples[0] if examples else load(0))
+      examples += [blank] * (len(local) - len(examples))
+    return _stack(examples) | {'mask': mask.astype(np.float32)}
+
+  steps = -(-size // config.eval_batch_size)
+  return _read(grain.MapDataset.range(steps).map(load_batch), config)
+
+
+def _check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
+  """Returns the rows in ascending order, so that padding comes last."""
+  if size < 1:
+    raise UserError(f'config.data.{field}', size, 'at least 1')
+  return list(range(size)) if rows is None else sorted(rows.tolist())
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+  """Returns independent seeds for the order and for the generators."""
+  if seed < 0:
+    raise UserError('config.seed', seed, 'zero or more')
+  order, load = np.random.SeedSequence(seed).generate_state(2)
+  return int(order), int(load)
+
+
+def _stack(examples: list[Example]) -> Batch:
+  return {
+    name: np.stack([example[name] for example in examples])
+    for name in examples[0]
+  }
+
+
+def _zeros_like(example: Example) -> Example:
+  return {name: np.zeros_like(array) for name, array in example.items()}
+
+
+def _read(
+  dataset: grain.MapDataset[Batch], config: DataConfig
+) -> Iterator[Batch]:
+  """Iterates, with `config.threads` threads that each prepare a batch ahead.
+
+  So the host holds at most `config.threads` batches beside the one in use.
+  """
+  if config.threads < 0:
+    raise UserError('config.data.threads', config.threads, 'zero or more')
+  options = grain.ReadOptions(
+    num_threads=config.threads, prefetch_buffer_size=config.threads
+  )
+  return iter(dataset.to_iter_dataset(options))
