@@ -13,7 +13,7 @@ from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.costs import flops
 from softmoe.data import prefetch
-from softmoe.data.images import batches, sources, transforms
+from softmoe.data.images import sources, transforms
 from softmoe.errors import UserError
 from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
@@ -112,7 +112,8 @@ def test_takes_two_steps_when_shrunk(one_device, config):
   experiment = experiment_lib.build(config, one_device)
   state = state_lib.init(experiment)
   step = step_lib.make_train_step(experiment)
-  data = batches.train_batches(config.data, seed=config.seed)
+  rows = prefetch.local_rows(experiment.mesh, config.data.batch_size)
+  data = experiment.task.train_batches(rows)
   data = prefetch.to_devices(data, experiment.mesh, 1)
   start = np.log(3) if config.loss == 'softmax' else None
   for i in range(2):
@@ -123,7 +124,7 @@ def test_takes_two_steps_when_shrunk(one_device, config):
       assert start - 1e-5 < metrics['loss'] < start + 0.1
   assert state['step'] == 2
   assert metrics['update_norm'] > 0
-  batch = next(batches.eval_batches(config.data, config.data.eval_split))
+  batch = next(experiment.task.eval_batches(config.data.eval_split, rows))
   assert batch['mask'].sum() == 2
 
 

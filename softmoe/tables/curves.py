@@ -13,8 +13,6 @@ from softmoe.errors import UserError
 from softmoe.process import launch
 from softmoe.runs import workdir as workdir_lib
 
-PANELS = {'loss': 'training loss', 'eval/accuracy': 'test accuracy'}
-
 
 def read(workdir: pathlib.Path, metric: str) -> tuple[list[int], list[float]]:
   """Returns the steps at which a run wrote `metric`, and its values."""
@@ -24,17 +22,21 @@ def read(workdir: pathlib.Path, metric: str) -> tuple[list[int], list[float]]:
 
 
 def plot(output: str, workdirs: list[str]) -> None:
-  """Draws training loss and test accuracy over steps, a line a run.
+  """Draws training loss and the evaluated metric over steps, a line a run.
+
+  The metric is that by which the first run's best checkpoint is known.
 
   Raises:
     UserError: a directory holds no run, or matplotlib is missing.
   """
-  figure, axes = _panels(len(PANELS))
-  for workdir in map(pathlib.Path, workdirs):
-    name = workdir_lib.read_config(workdir).name
-    for axis, metric in zip(axes, PANELS, strict=True):
-      axis.plot(*read(workdir, metric), label=name)
-  for axis, title in zip(axes, PANELS.values(), strict=True):
+  configs = [workdir_lib.read_config(pathlib.Path(path)) for path in workdirs]
+  metric = configs[0].checkpoint.best_metric
+  panels = {'loss': 'training loss', f'eval/{metric}': f'test {metric}'}
+  figure, axes = _panels(len(panels))
+  for workdir, config in zip(workdirs, configs, strict=True):
+    for axis, name in zip(axes, panels, strict=True):
+      axis.plot(*read(pathlib.Path(workdir), name), label=config.name)
+  for axis, title in zip(axes, panels.values(), strict=True):
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   axes[-1].legend(frameon=False)

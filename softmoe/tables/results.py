@@ -11,23 +11,45 @@ from softmoe.errors import UserError
 from softmoe.process import launch
 from softmoe.runs import workdir as workdir_lib
 
-HEADER = ('Model', 'Accuracy', 'Parameters', 'GFLOP/image', 'Images/s')
-
 
 def table(workdirs: list[str]) -> str:
   """Returns a Markdown table of the finished runs in `workdirs`.
 
-  Accuracy is that of the last state on the evaluation split, GFLOP an image
-  are those of one forward pass, images/s are those of training.
+  The first figure is the metric by which a run's best checkpoint is known, of
+  the last state on the evaluation split; GFLOP are those of one forward pass
+  of what the task counts in, and speed is that of training.
 
   Raises:
-    UserError: a directory holds no finished run.
+    UserError: a directory holds no finished run, or one of another task.
   """
-  rows = [HEADER, *(row(workdir) for workdir in workdirs)]
+  results = [_read(workdir) for workdir in workdirs]
+  first = _measure(results[0])
+  for workdir, result in zip(workdirs, results, strict=True):
+    if _measure(result) != first:
+      expected = f'a run of {first[0]} and {first[1]}s, as the first one'
+      raise UserError('WORKDIR', workdir, expected)
+  rows = [_header(*first), *map(_row, results)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
   rows.insert(1, tuple(rule))
   return '\n'.join(_line(cells, widths) for cells in rows)
+
+
+def _read(workdir: str) -> dict[str, Any]:
+  result = workdir_lib.read_result(pathlib.Path(workdir))
+  if result is None:
+    raise UserError('WORKDIR', workdir, 'a directory with a finished run')
+  return result
+
+
+def _measure(result: dict[str, Any]) -> tuple[str, str]:
+  """Returns the metric and the unit of a run; older runs are of images."""
+  return result.get('metric', 'accuracy'), result.get('unit', 'image')
+
+
+def _header(metric: str, unit: str) -> tuple[str, ...]:
+  quality, rate = metric.capitalize(), f'{unit.capitalize()}s/s'
+  return ('Model', quality, 'Parameters', f'GFLOP/{unit}', rate)
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
@@ -35,27 +57,16 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
   return '| ' + ' | '.join([first.strip().ljust(widths[0]), *numbers]) + ' |'
 
 
-def row(workdir: str) -> tuple[str, ...]:
-  """Returns the cells of one run."""
-  result = workdir_lib.read_result(pathlib.Path(workdir))
-  if result is None:
-    raise UserError('WORKDIR', workdir, 'a directory with a finished run')
+def _row(result: dict[str, Any]) -> tuple[str, ...]:
+  metric, unit = _measure(result)
+  value, rate = result[metric], result['train'].get(f'{unit}s_per_second')
   return (
     result['name'],
-    f'{result["accuracy"]:.2%}',
+    f'{value:.2%}' if metric == 'accuracy' else f'{value:.4g}',
     f'{result["params"]:,}',
-    _significant(result['gflop_per_image']),
-    _rate(result['train']),
+    f'{result[f"gflop_per_{unit}"]:#.3g}'.rstrip('.'),
+    f'{rate:,.0f}' if rate else 'unknown',
   )
-
-
-def _significant(value: float) -> str:
-  return f'{value:#.3g}'.rstrip('.')
-
-
-def _rate(speed: dict[str, Any]) -> str:
-  rate = speed.get('images_per_second')
-  return f'{rate:,.0f}' if rate else 'unknown'
 
 
 def main(argv: list[str]) -> None:

@@ -206,6 +206,8 @@ def _result(
     'split': config.data.eval_split,
     **evaluation,
     'params': experiment.num_params(),
+    'metric': config.checkpoint.best_metric,
+    'unit': experiment.task.unit,
     f'gflop_per_{experiment.task.unit}': cost.flops(wanted) / 1e9,
     'train': logger.speed(),
     'device': jax.devices()[0].device_kind,

@@ -7,7 +7,6 @@ import pytest
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe import sharding
 from softmoe.costs import flops
 from softmoe.tasks import classification
 

@@ -36,3 +36,17 @@ def test_one_row_a_run(tmp_path):
 def test_a_run_that_is_not_finished_is_named(tmp_path):
   with pytest.raises(UserError, match=f'WORKDIR: got {str(tmp_path)!r}'):
     results.table([str(tmp_path)])
+
+
+def test_another_task_has_its_own_metric_and_unit(tmp_path):
+  other = dict(metric='perplexity', unit='token', perplexity=23.456)
+  other |= dict(gflop_per_token=0.5, train={'tokens_per_second': 1e6})
+  lm = finished(tmp_path / 'lm', **other)
+  assert results.table([lm]).splitlines() == [
+    '| Model    | Perplexity | Parameters | GFLOP/token |  Tokens/s |',
+    '| -------- | ---------: | ---------: | ----------: | --------: |',
+    '| Soft MoE |      23.46 |    401,100 |       0.500 | 1,000,000 |',
+  ]
+  soft = finished(tmp_path / 'soft')
+  with pytest.raises(UserError, match='a run of accuracy and images'):
+    results.table([soft, lm])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from softmoe import experiment as experiment_lib
-from softmoe.costs import flops
+from softmoe.costs import flops, peak
 from softmoe.errors import Diverged
 from softmoe.training import logger as logger_lib
 
@@ -31,8 +31,9 @@ def steps(workdir):
 
 @pytest.fixture
 def logger(tiny, tmp_path, monkeypatch):
-  monkeypatch.setattr(flops, 'forward_flops', lambda config: 2.0)
-  monkeypatch.setattr(flops, 'peak_flops', lambda mesh: 100.0)
+  cost = flops.Cost(2.0, 2.0, 0.0, 1, True, ())
+  monkeypatch.setattr(flops, 'forward', lambda *_, **__: cost)
+  monkeypatch.setattr(peak, 'peak_flops', lambda mesh: 100.0)
   experiment = experiment_lib.build(tiny(log_every=3), jax.devices()[:1])
   with logger_lib.Logger(experiment, tmp_path, 0) as logger:
     yield logger

@@ -12,7 +12,6 @@ import pytest
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import Stopped
-from softmoe.evaluation import classification
 from softmoe.runs import checkpoint
 from softmoe.runs import state as state_lib
 from softmoe.training import loop
