@@ -14,8 +14,7 @@ from softmoe import config as config_lib
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import vit
-from softmoe.moe import routing
-from softmoe.optim import optimizer, schedules
+from softmoe.optim import optimizer, schedules, steered
 from softmoe.tasks import losses
 
 Params = dict[str, Any]
@@ -88,7 +87,7 @@ def build(
     abstract_params=abstract_params,
     schedule=schedule,
     optimizer=optimizer.make_optimizer(
-      config.optimizer, schedule, abstract_params, steered(abstract_model)
+      config.optimizer, schedule, abstract_params, steered.rules(abstract_model)
     ),
   )
 
@@ -104,17 +103,6 @@ def make_model(config: config_lib.Config, rngs: nnx.Rngs) -> vit.ViT:
     num_classes=classes,
     head_bias=bias,
     rngs=rngs,
-  )
-
-
-def steered(model: vit.ViT) -> dict[str, Any]:
-  """Tells of each parameter whether a rule moves it, not the optimizer."""
-  return nnx.to_pure_dict(
-    jax.tree.map(
-      lambda variable: variable.replace(isinstance(variable, routing.Steered)),
-      nnx.state(model, nnx.Param),
-      is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
   )
 
 

@@ -9,6 +9,7 @@ import optax
 
 from softmoe.config import OptimizerConfig
 from softmoe.errors import UserError
+from softmoe.optim import steered
 
 Params = Any  # nested dicts of arrays; keys are str or int
 
@@ -19,7 +20,7 @@ def make_optimizer(
   config: OptimizerConfig,
   schedule: optax.Schedule,
   params: Params,
-  steered: Params | None = None,
+  rules: Params | None = None,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation that `config` asks for.
 
@@ -31,8 +32,8 @@ def make_optimizer(
     config: the optimizer; `accumulate` is the business of the train step.
     schedule: learning rate at a step.
     params: the parameters, or their shapes: only their paths are read.
-    steered: True for each parameter whose gradient is itself the step to take
-      off it, a tree like `params`; None: there is none.
+    rules: of each parameter that is steered, as `steered.rules` returns them;
+      None: there is none.
 
   Raises:
     UserError: an unknown name, a value out of range, or a decay rule that does
@@ -46,9 +47,9 @@ def make_optimizer(
     _decay(rates) if config.weight_decay else optax.identity(),
     optax.scale_by_learning_rate(schedule),
   )
-  if not any(jax.tree.leaves(steered)):
+  if not jax.tree.leaves(rules):
     return optimizer
-  return _except_steered(optimizer, steered)
+  return steered.steered(optimizer, rules)
 
 
 def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
@@ -79,27 +80,6 @@ def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
     regex = rules[min(unused)][0]
     raise UserError(_DECAY_FIELD, regex, _example(params))
   return rates
-
-
-def _except_steered(
-  optimizer: optax.GradientTransformation, steered: Params
-) -> optax.GradientTransformation:
-  """Returns `optimizer` for what is not steered, and plain steps for the rest.
-
-  The optimizer sees gradients of 0 where a parameter is steered, so that its
-  clipping is not disturbed.
-  """
-
-  def update(updates, state, params=None):
-    others = jax.tree.map(
-      lambda g, fixed: jnp.zeros_like(g) if fixed else g, updates, steered
-    )
-    others, state = optimizer.update(others, state, params)
-    return jax.tree.map(
-      lambda u, g, fixed: -g if fixed else u, others, updates, steered
-    ), state
-
-  return optax.GradientTransformation(optimizer.init, update)
 
 
 def _example(params: Params) -> str:

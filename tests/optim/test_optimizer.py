@@ -8,6 +8,7 @@ import pytest
 
 from softmoe.config import OptimizerConfig
 from softmoe.errors import UserError
+from softmoe.moe import routing
 from softmoe.optim import optimizer
 
 P = jax.P
@@ -217,25 +218,25 @@ def moments_of(tree, path):
   return found
 
 
-def test_a_steered_parameter_takes_its_gradient_as_its_step():
+def test_a_steered_parameter_is_moved_by_its_rule():
   params = make_params()
   router = params['blocks'][1]['moe']['router']
   router['bias'] = jnp.zeros(4)
-  steered = jax.tree.map(lambda _: False, params)
-  steered['blocks'][1]['moe']['router']['bias'] = True
+  rules = jax.tree.map(lambda _: None, params)
+  rules['blocks'][1]['moe']['router']['bias'] = routing.StepBySign(0.25)
   config = OptimizerConfig('adamw', weight_decay=KERNELS, clip_norm=0.1)
   plain = optimizer.make_optimizer(config, rate, params)
-  tx = optimizer.make_optimizer(config, rate, params, steered)
+  tx = optimizer.make_optimizer(config, rate, params, rules)
 
-  step = jnp.array([1.0, -1.0, 0.0, 100.0])
+  statistic = jnp.array([1.0, -1.0, 0.0, 100.0])
   expected_gradients = gradients(0, params)
   expected_gradients['blocks'][1]['moe']['router']['bias'] = jnp.zeros(4)
   given = gradients(0, params)
-  given['blocks'][1]['moe']['router']['bias'] = step
+  given['blocks'][1]['moe']['router']['bias'] = statistic
   updates, _ = tx.update(given, tx.init(params), params)
   expected, _ = plain.update(expected_gradients, plain.init(params), params)
 
   moved = updates['blocks'][1]['moe']['router'].pop('bias')
   expected['blocks'][1]['moe']['router'].pop('bias')
-  np.testing.assert_array_equal(moved, -step)
+  np.testing.assert_array_equal(moved, [-0.25, 0.25, 0, -0.25])
   jax.tree.map(np.testing.assert_array_equal, updates, expected)
