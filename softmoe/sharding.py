@@ -148,7 +148,7 @@ def flatten(x: jax.Array, rank: int) -> jax.Array:
 
 def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   """Returns `y` with the leading axes, and where they are, of `x`."""
-  shape = (*x.shape[:-2], *y.shape[-2:])
+  shape = (*x.shape[:-2], *y.shape[1:])
   if not is_explicit('expert'):
     return jnp.reshape(y, shape)
   spec = jax.typeof(x).sharding.spec[: x.ndim - 2]

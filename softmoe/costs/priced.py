@@ -50,7 +50,7 @@ class Priced(nnx.Module):
       capacity = self._in_training(x, options).capacity
       routed = dataclasses.replace(routed, capacity=capacity)
     self._seen.append(self._look(routed))
-    if self._seen[-1].is_dropless:
+    if isinstance(routed, routing.Assignment) and routed.dropless:
       capacity = round(self._share * len(x))
       routed = dataclasses.replace(routed, capacity=capacity)
     return routed, aux
@@ -60,13 +60,13 @@ class Priced(nnx.Module):
     return jax.eval_shape(route)
 
   def _look(self, routed: routing.Slots | routing.Assignment) -> Seen:
-    dropless = isinstance(routed, routing.Assignment) and routed.dropless
+    sparse = isinstance(routed, routing.Assignment)
     rows = min(routed.rows_per_token(), self.num_experts)
     return Seen(
       num_experts=self.num_experts,
       share=rows / self.num_experts,
-      is_dropless=dropless,
-      is_adaptive=dropless and routed.is_adaptive,
+      is_dropless=sparse and routed.dropless,
+      is_adaptive=sparse and routed.dropless and routed.is_adaptive,
     )
 
 

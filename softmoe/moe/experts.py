@@ -1,5 +1,7 @@
 """Experts: copies of one module with parameters of their own, run as one."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from softmoe import sharding
 from softmoe.errors import UserError
@@ -34,15 +36,17 @@ class Experts(nnx.Module):
     """Creates the experts.
 
     Args:
-      create: returns one expert, any module that maps (..., d) to (..., d').
+      create: returns one expert, any module that maps (..., d) to (..., d')
+        and holds nothing but parameters. If its call takes `key`, it gets one
+        in training and None at evaluation.
       num_experts: how many.
       init: 'independent' draws each expert's parameters anew (the paper's
         appendix A), 'identical' starts all from the same (the authors' code).
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: `init` is unknown, or `num_experts` is below 1 or not a
-        multiple of the mesh axis `expert`.
+      ValueError: `init` is unknown, `num_experts` is below 1 or not a multiple
+        of the mesh axis `expert`, or an expert has state.
     """
     if init not in INITS:
       raise UserError('expert_init', init, f'one of {INITS}')
@@ -56,14 +60,61 @@ class Experts(nnx.Module):
     keys = sharding.by_expert(keys)
     self.stacked = jax.vmap(lambda key: create(nnx.Rngs(key)))(keys)
 
-  def __call__(self, x: Float[Array, 'e *b d']) -> Float[Array, 'e *b d_out']:
-    """Applies expert i to x[i]."""
-    return jax.vmap(lambda expert, x: expert(x))(self.stacked, x)
+    check_stateless('experts', self.stacked)
+
+  @property
+  def take_key(self) -> bool:
+    """Whether an expert's call takes `key`."""
+    return takes_key(self.stacked)
+
+  def __call__(
+    self,
+    x: Float[Array, 'e *b d'],
+    keys: Key[Array, 'e g'] | None = None,
+  ) -> Float[Array, 'e *b d_out']:
+    """Applies expert i to x[i].
+
+    Args:
+      x: rows.
+      keys: (e, g), of the rows x[i, j], for experts that take them; None: this
+        is evaluation.
+    """
+    if keys is None:
+      call = functools.partial(_evaluate, self.take_key)
+      return jax.vmap(call)(self.stacked, x)
+    each_group = jax.vmap(
+      lambda expert, x, key: expert(x, key=key), in_axes=(None, 0, 0)
+    )
+    return jax.vmap(each_group)(self.stacked, x, keys)
 
   def flops(self) -> int:
     """Returns the FLOPs of one expert's matrices on one token."""
     shapes = (w.shape for w in jax.tree.leaves(self.stacked))
     return sum(2 * math.prod(s[1:]) for s in shapes if len(s) >= 3)
+
+
+def takes_key(module: Any) -> bool:
+  """Tells whether the call of a module takes `key`."""
+  return 'key' in inspect.signature(module.__call__).parameters
+
+
+def check_stateless(field: str, module: Any):
+  """Raises UserError if a module holds anything but parameters.
+
+  A mesh, or a loop over experts, would change it behind the module's back.
+  """
+  for path, variable in nnx.to_flat_state(nnx.state(module)):
+    if not isinstance(variable, nnx.Param):
+      name = '.'.join(map(str, path))
+      raise UserError(
+        field,
+        f'{type(variable).__name__} {name!r}',
+        'parameters alone; for dropout, a call that takes `key`',
+      )
+
+
+def _evaluate(takes_key: bool, expert: Any, x: Array) -> Array:
+  return expert(x, key=None) if takes_key else expert(x)
 
 
 def _check_divides(num_experts: int):

@@ -30,7 +30,7 @@ def join(
   x: Shaped[jax.Array, 'g t *rest'], shape: tuple[int, int], across: bool
 ) -> Shaped[jax.Array, 'b m *rest']:
   """Inverts `split`, given the b and m of its input."""
-  b, m = shape
+  (b, m), rest = shape, x.shape[2:]
   if across:
     x = jnp.swapaxes(x.reshape(-1, m, *x.shape[1:]), 1, 2)
-  return x.reshape(b, m, *x.shape[-1:])
+  return x.reshape(b, m, *rest)

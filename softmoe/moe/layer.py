@@ -5,7 +5,7 @@ Axes: `*b` any leading axes, `b` examples, `m` tokens, `d` width.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import groups, mlp, routing
+from softmoe.moe import local, mlp, part, routing, totals
 from softmoe.moe.execution import run as execution
 from softmoe.moe.routers import soft
-
-P = jax.P
 
 
 class MoE(nnx.Module):
@@ -34,7 +32,9 @@ class MoE(nnx.Module):
 
   It needs no mesh. Under one with explicit axes every device routes its own
   examples, experts are split over the axis `expert`, and what they work on
-  travels to them and back.
+  travels to them and back. How x is split says which examples are whose: where
+  it is whole along `expert`, each device works for its own experts alone and
+  the outputs are added.
   """
 
   def __init__(
@@ -46,6 +46,7 @@ class MoE(nnx.Module):
     group_size: int = 1,
     implementation: str = 'auto',
     exchange_chunks: int = 1,
+    check_vma: bool = True,
   ):
     """Puts a router and experts together.
 
@@ -53,17 +54,20 @@ class MoE(nnx.Module):
       router: says which tokens reach which experts; see `routing.Router`.
       experts: as many as the router knows.
       shared: a module applied to every token beside what is routed, as in
-        DeepSeekMoE (https://arxiv.org/abs/2401.06066); None: none.
+        DeepSeekMoE (https://arxiv.org/abs/2401.06066); None: none. If its call
+        takes `key`, it gets one for each example in training.
       group_size: neighbouring examples whose tokens are routed together. A
         router with `across_examples` routes the tokens at one position of
         `router.group_size` examples together instead.
       implementation: of dropless experts: 'fused', 'grouped', or 'auto', which
-        `execution.choose` decides.
+        `execution.pairs.choose` decides.
       exchange_chunks: parts in which slots travel to their experts and back,
         so that one may travel while experts work on another.
+      check_vma: of `jax.shard_map`; False for experts with kernels that do not
+        say over which axes of the mesh their results vary.
 
     Raises:
-      ValueError: a size does not fit, or a name is unknown.
+      ValueError: a size does not fit, a name is unknown, or `shared` has state.
     """
     known = execution.IMPLEMENTATIONS
     if implementation not in known:
@@ -79,10 +83,12 @@ class MoE(nnx.Module):
       raise UserError('group_size', group_size, 'at least 1')
     if exchange_chunks < 1:
       raise UserError('exchange_chunks', exchange_chunks, 'at least 1')
+    if shared is not None:
+      experts_lib.check_stateless('shared', shared)
     self.router: Any = router
     self.experts, self.shared = experts, shared
     self.group_size, self.implementation = group_size, implementation
-    self.exchange_chunks = exchange_chunks
+    self.exchange_chunks, self.check_vma = exchange_chunks, check_vma
 
   def __call__(
     self,
@@ -98,13 +104,13 @@ class MoE(nnx.Module):
     Args:
       x: tokens; the leading axes hold the examples.
       mask: False where a token is padding: it reaches no expert and gets zero.
-      key: for routing noise; None at evaluation.
+      key: for noise in routing and experts; None at evaluation.
       token_ids: for a router that looks at the vocabulary.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
       y: as x, with the experts' output width.
-      aux: {'losses': {name: scalar}, 'metrics': {name: scalar}}. Losses are to
+      aux: {'losses', 'metrics', 'weights'}, each {name: scalar}. Losses are to
         be added to the training loss as they are. They and the router's
         metrics are means over the groups that hold a token; so are those of a
         dense router, `dispatch_max` and `combine_max`, the largest weight in a
@@ -113,48 +119,100 @@ class MoE(nnx.Module):
         also those `wanted` and `granted`. No padding is in any of these, but
         slots and buffers run whether padding fills them or not: `executed` and
         `flops` are all that ran, for each token that is not padding.
+        The loss `steer_NAME` of a `routing.Steered` parameter has the value 0,
+        and the statistic of its rule as the gradient; see `optim.steered`.
+        Weights, without gradient, are for the mean over several calls, as in
+        accumulation: for each of the others the number of groups or tokens that
+        it is a mean over. A statistic by sum has none: those of all calls add
+        up as they are.
 
     Raises:
-      ValueError: the examples do not fill the groups, or the router's.
+      ValueError: the examples do not fill the groups, or the router's, or
+        dropless experts take `key`.
     """
     tokens = self._tokens(x, mask, token_ids, key)
-    size, across = self._grouping(len(tokens.x))
-    static = {k: v for k, v in options.items() if not _is_array(v)}
-    arrays = {k: v for k, v in options.items() if _is_array(v)}
+    size, across = self._grouping(tokens)
     apply = functools.partial(
-      _apply,
-      static,
+      local.apply,
       size=size,
       across=across,
       implementation=self.implementation,
       exchange_chunks=self.exchange_chunks,
     )
-    apply = _on_mesh(apply) if sharding.is_explicit('expert') else apply
-    y, aux = apply(self.router, self.experts, self.shared, tokens, arrays)
-    y = sharding.unflatten(y, x)
-    losses = aux.losses | _steering(self.router, aux.steer)
-    return y, {'losses': losses, 'metrics': aux.metrics}
+    experts = jax.tree.map(sharding.by_expert, self.experts)
+    y, aux = self._run(apply, tokens, options, experts, self.shared)
+    steer = totals.steering(self.router, aux.pop('steer'))
+    aux['losses'] |= steer
+    return sharding.unflatten(y, x), aux
 
-  def _tokens(self, x, mask, token_ids, key) -> 'Tokens':
+  def route(
+    self,
+    x: Float[Array, '*b m d'],
+    mask: Bool[Array, '*b m'] | None = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    token_ids: Int[Array, '*b m'] | None = None,
+    **options: Any,
+  ) -> routing.Slots | routing.Assignment:
+    """Returns where tokens would go, and runs no expert.
+
+    Args:
+      x: tokens; the leading axes hold the examples.
+      mask: False where a token is padding.
+      key: for routing noise; None at evaluation.
+      token_ids: for a router that looks at the vocabulary.
+      **options: passed on to the router, such as `threshold`.
+
+    Returns:
+      The routing of each token, its arrays with leading axes, and split, as x.
+      Slots are those of the token's group; an assignment has `granted`, the
+      pairs that experts keep. Its `capacity` is that of a group.
+
+    Raises:
+      ValueError: the examples do not fill the groups, or the router's.
+    """
+    tokens = self._tokens(x, mask, token_ids, key)
+    size, across = self._grouping(tokens)
+    route = functools.partial(local.route, size=size, across=across)
+    routed, _ = self._run(route, tokens, options)
+    return jax.tree.map(lambda v: sharding.unflatten(v, x), routed)
+
+  def _tokens(self, x, mask, token_ids, key) -> local.Tokens:
     flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
     tokens = sharding.flatten(x, 2)
     keys = None if key is None else jax.random.split(key, len(tokens))
-    return Tokens(tokens, flat(mask, 1), flat(token_ids, 1), keys)
+    return local.Tokens(tokens, flat(mask, 1), flat(token_ids, 1), keys)
 
-  def _grouping(self, num_examples: int) -> tuple[int, bool]:
+  def _grouping(self, tokens: local.Tokens) -> tuple[int, bool]:
     """Returns the examples of a group and whether it goes across them."""
+    num_examples = len(tokens.x)
     across = getattr(self.router, 'across_examples', False)
     size = self.router.group_size if across else self.group_size
     if across:
       size = min(size, num_examples)  # the router fills the group up
-    parts = size * sharding.num_devices()
+    parts = size * part.count(tokens.x)
     if num_examples % parts:
       raise UserError(
         'x',
         f'{num_examples} examples',
-        f'a multiple of {parts}, the group size times the devices of the mesh',
+        f'a multiple of {parts}, the group size times the devices that they are'
+        ' split over',
       )
     return size, across
+
+  def _run(self, apply, tokens, options, *modules) -> Any:
+    """Returns what `apply` does on all devices."""
+    static = {k: v for k, v in options.items() if not _is_array(v)}
+    arrays = {k: v for k, v in options.items() if _is_array(v)}
+    stacked = [getattr(m, 'stacked', m) for m in modules]
+    dtypes = [getattr(m, 'dtype', None) for m in stacked]
+    return part.run(
+      functools.partial(apply, static),
+      (arrays, self.router, *modules),
+      (None, None, *dtypes),
+      tokens,
+      self.check_vma,
+    )
 
 
 class SoftMoE(MoE):
@@ -213,160 +271,5 @@ class SoftMoE(MoE):
     super().__init__(router, experts)
 
 
-class Tokens(NamedTuple):
-  """The tokens of a call, with all that belongs to each."""
-
-  x: Any  # (b, m, d), or (g, t, d) once they are in groups
-  mask: Any  # (b, m) or None
-  ids: Any  # (b, m) or None
-  keys: Any  # (b,) or None: of each example, whatever device it is on
-
-
-def _on_mesh(apply: Callable) -> Callable:
-  """Returns `apply` on every device with the examples that it holds."""
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = mesh.axis_names
-  apply = functools.partial(
-    apply, axes=axes, axis='expert' if mesh.shape['expert'] > 1 else None
-  )
-
-  def call(router, experts, shared, tokens, options):
-    experts = jax.tree.map(sharding.by_expert, experts)
-    weights = router, experts, shared, options
-    specs = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, weights)
-    dtype_of = lambda module: getattr(module, 'dtype', None)
-    dtypes = None, dtype_of(experts.stacked), dtype_of(shared), None
-
-    def run(weights, tokens):
-      *modules, options = map(sharding.local_weights, weights, specs, dtypes)
-      return apply(*modules, tokens, options)
-
-    place = lambda v: jax.reshard(v, P(axes))
-    return jax.shard_map(
-      run, in_specs=(specs, P(axes)), out_specs=(P(axes), P())
-    )(weights, jax.tree.map(place, tokens))
-
-  return call
-
-
 def _is_array(value: Any) -> bool:
   return isinstance(value, (jax.Array, np.ndarray))
-
-
-def _apply(
-  static: dict[str, Any],
-  router: routing.Router,
-  experts: experts_lib.Experts,
-  shared: Any,
-  tokens: Tokens,
-  arrays: dict[str, jax.Array],
-  *,
-  size: int,
-  across: bool,
-  implementation: str,
-  exchange_chunks: int,
-  axes: tuple[str, ...] = (),
-  axis: str | None = None,
-) -> tuple[Float[Array, 'b m d_out'], routing.Aux]:
-  """Applies the layer to the examples of one device.
-
-  Args:
-    static: options for the router that are not arrays.
-    router: of all experts.
-    experts: those of this device.
-    shared: module for every token, or None.
-    tokens: of this device.
-    arrays: options for the router.
-    size: examples of a group.
-    across: whether a group goes across examples.
-    implementation: of dropless experts.
-    exchange_chunks: of what travels.
-    axes: of the mesh; empty: there is none.
-    axis: that the experts are split over.
-  """
-  x, mask = tokens.x, tokens.mask
-  if mask is not None:
-    x = jnp.where(mask[..., None], x, 0)  # NaN in padding must not spread
-  grouped = _group(tokens._replace(x=x), size, across)
-  route = functools.partial(_route, router, static | arrays)
-  routed, aux = jax.vmap(route)(grouped)
-  result = execution.run(
-    routed,
-    grouped.x,
-    experts,
-    axis,
-    implementation,
-    exchange_chunks,
-    grouped.mask,
-  )
-  y = groups.join(result.y, (x.shape[0], x.shape[1]), across)
-  if shared is not None:
-    y = y + shared(x)
-  if mask is not None:
-    y = jnp.where(mask[..., None], y, 0)
-  real = grouped.mask
-  if real is None:
-    real = jnp.ones(grouped.x.shape[:2], bool)
-  return y, _aux(aux, result, real, experts.flops(), axes)
-
-
-def _group(tokens: Tokens, size: int, across: bool) -> Tokens:
-  x, mask, ids, keys = tokens
-  if keys is not None:
-    keys = jnp.broadcast_to(keys[:, None], x.shape[:2])
-  return Tokens(
-    *(
-      None if v is None else groups.split(v, size, across)
-      for v in (x, mask, ids, keys)
-    )
-  )
-
-
-def _route(
-  router: routing.Router, options: dict[str, Any], group: Tokens
-) -> tuple[Any, routing.Aux]:
-  if group.ids is not None:
-    options = options | {'token_ids': group.ids}
-  # The noise of a group is that of its first example.
-  key = None if group.keys is None else group.keys[0]
-  return router(group.x, mask=group.mask, key=key, **options)
-
-
-def _aux(
-  aux: routing.Aux,
-  result: execution.Result,
-  real: Bool[Array, 'g t'],
-  flops: int,
-  axes: tuple[str, ...],
-) -> routing.Aux:
-  """Returns losses and metrics of all groups on all devices.
-
-  Args:
-    aux: of each group.
-    result: of this device.
-    real: False where a token is padding; groups of nothing else do not count.
-    flops: of one expert on one row.
-    axes: of the mesh; empty: there is none.
-  """
-  total = lambda v: jax.lax.psum(v, axes) if axes else v
-  groups_with_tokens = jnp.any(real, axis=1)
-  num_groups = jnp.maximum(total(jnp.sum(groups_with_tokens)), 1)
-  num_tokens = jnp.maximum(total(jnp.sum(real)), 1)
-  mean = lambda v: total(jnp.sum(groups_with_tokens * v)) / num_groups
-  counts = {name: total(n) / num_tokens for name, n in result.counts.items()}
-  counts['flops'] = counts['executed'] * flops
-  return routing.Aux(
-    losses=jax.tree.map(mean, aux.losses),
-    metrics=jax.tree.map(mean, aux.metrics | result.means) | counts,
-    steer=jax.tree.map(lambda v: total(jnp.sum(v, axis=0)), aux.steer),
-  )
-
-
-def _steering(router: Any, errors: dict[str, Array]) -> dict[str, Array]:
-  """Returns a loss of value 0 whose gradient is the step of each parameter."""
-  losses = {}
-  for name, error in errors.items():
-    step = router.steer_rates[name] * jnp.sign(jax.lax.stop_gradient(error))
-    loss = jnp.sum(getattr(router, name)[...] * step)
-    losses[f'steer_{name}'] = loss - jax.lax.stop_gradient(loss)
-  return losses

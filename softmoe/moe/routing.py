@@ -6,14 +6,18 @@ over groups and does the rest. Axes: `*b` any leading axes (groups), `m` tokens
 of a group, `d` width, `e` experts, `s` slots of one expert.
 """
 
+import abc
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from softmoe.errors import UserError
 
 STATIC = {'static': True}
 
@@ -29,6 +33,15 @@ class Slots(NamedTuple):
   dispatch: Float[Array, '*b m e s']
   combine: Float[Array, '*b m e s']
 
+  def rows_per_token(self, num_tokens: int | None = None) -> float:
+    """Returns how many experts run for a token, from shapes alone.
+
+    Args:
+      num_tokens: of a full group; None: as many as there are here.
+    """
+    tokens, *slots = self.dispatch.shape[-3:]
+    return math.prod(slots) / (num_tokens or tokens)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +49,8 @@ class Assignment:
   """Sparse routing: tokens want experts, and experts keep as many as fit.
 
   The output of a token is the sum of `gates` times the experts' outputs over
-  the experts that keep it.
+  the experts that keep it. All but the arrays is static: what a router costs
+  follows from `jax.eval_shape`.
 
   Attributes:
     gates: weight of an expert's output; the gradient flows through it alone.
@@ -44,20 +58,126 @@ class Assignment:
       it keeps those of the highest priority, earlier tokens first among equals.
     capacity: tokens that an expert keeps; None: all that want it (dropless).
     choices: the most experts that one token may want; None: all.
+    adaptive: whether tokens may want fewer than `choices`.
+    expected: experts that run for a token on average, where the router knows
+      better than `capacity` and `choices` tell; None: it does not.
+    granted: the pairs that experts keep; routers leave it to `MoE.route`.
   """
 
   gates: Float[Array, '*b m e']
   priority: Float[Array, '*b m e']
   capacity: int | None = dataclasses.field(default=None, metadata=STATIC)
   choices: int | None = dataclasses.field(default=None, metadata=STATIC)
+  adaptive: bool = dataclasses.field(default=False, metadata=STATIC)
+  expected: float | None = dataclasses.field(default=None, metadata=STATIC)
+  granted: Bool[Array, '*b m e'] | None = None
+
+  @property
+  def dropless(self) -> bool:
+    """Whether experts keep every token that wants them."""
+    return self.capacity is None
+
+  @property
+  def is_adaptive(self) -> bool:
+    """Whether tokens may differ in how many experts they want."""
+    return self.adaptive or self.choices is None
 
   def wanted(self) -> Bool[Array, '*b m e']:
     """Tells which tokens want which experts."""
     return self.priority > -jnp.inf
 
+  def rows_per_token(self, num_tokens: int | None = None) -> float:
+    """Returns how many experts run for a token; without a bound, all.
+
+    Args:
+      num_tokens: of a full group; None: as many as there are here.
+    """
+    tokens, num_experts = self.priority.shape[-2:]
+    if self.expected is not None:
+      return self.expected
+    if self.choices is not None:
+      return float(self.choices)
+    if self.capacity is None:
+      return float(num_experts)
+    return self.capacity * num_experts / (num_tokens or tokens)
+
+
+class Rule(abc.ABC):
+  """How a step moves a `Steered` parameter; hashable.
+
+  Attributes:
+    mean: whether the statistic of a batch is the mean of those of its groups,
+      or their sum.
+  """
+
+  mean: ClassVar[bool]
+
+  @abc.abstractmethod
+  def __call__(self, value: Array, statistic: Array) -> Array:
+    """Returns the new value, given the statistic of the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBySign(Rule):
+  """Moves against the sign of an error, by `rate`.
+
+  The errors of all groups are added, so that whole numbers that cancel are an
+  error of exactly 0.
+  """
+
+  rate: float
+  mean: ClassVar[bool] = False
+
+  def __call__(self, value: Array, statistic: Array) -> Array:
+    """Returns the new value."""
+    return value - self.rate * jnp.sign(statistic)
+
+
+@dataclasses.dataclass(frozen=True)
+class SetTo(Rule):
+  """Becomes the statistic."""
+
+  mean: ClassVar[bool] = True
+
+  def __call__(self, value: Array, statistic: Array) -> Array:
+    """Returns the new value."""
+    return statistic
+
+
+@dataclasses.dataclass(frozen=True)
+class MoveAverage(Rule):
+  """Becomes the running mean of the statistic."""
+
+  decay: float
+  mean: ClassVar[bool] = True
+
+  def __call__(self, value: Array, statistic: Array) -> Array:
+    """Returns the new value."""
+    return self.decay * value + (1 - self.decay) * statistic
+
 
 class Steered(nnx.Param):
-  """A parameter that a rule moves: its gradient is the step to take off it."""
+  """A parameter that a rule moves once a step, and not the gradient.
+
+  What takes its place as the gradient is the statistic that the rule reads; see
+  `optim.steered`, which applies it.
+  """
+
+  def __init__(self, value: Any, *, rule: Rule, **metadata: Any):
+    super().__init__(value, rule=rule, **metadata)
+
+
+def rule(router: Any, name: str) -> Rule:
+  """Returns the rule of a router's parameter.
+
+  Raises:
+    UserError: no rule moves it.
+  """
+  parameter = getattr(router, name, None)
+  if not isinstance(parameter, Steered):
+    given, expected = type(parameter).__name__, 'a `routing.Steered` parameter'
+    raise UserError(f'router.{name}', given, expected)
+  return parameter.get_metadata('rule')
 
 
 class Aux(NamedTuple):
@@ -66,9 +186,9 @@ class Aux(NamedTuple):
   Attributes:
     losses: scalars by name, to be added to the loss as they are.
     metrics: scalars by name.
-    steer: for a `Steered` parameter of the router, by name, the error whose
-      sign it moves against, by `router.steer_rates[name]` a step. A sum over
-      the tokens, not a mean: the layer adds those of all groups.
+    steer: for a `Steered` parameter of the router, by name, the statistic that
+      its rule reads, of this group: where the rule is by sum, a sum over the
+      tokens, not a mean.
   """
 
   losses: dict[str, Array] = {}
@@ -85,9 +205,8 @@ class Router(Protocol):
   evaluation, which is free of noise; and what a caller of the layer passes on,
   such as a threshold. Returns `(Slots | Assignment, Aux)`.
 
-  Some attributes are read where they are there: `across_examples` and
-  `group_size` (see `MoE`), and `steer_rates`, the step of each `Steered`
-  parameter by name.
+  The attributes `across_examples` and `group_size` are read where they are
+  there; see `MoE`.
   """
 
   num_experts: int

@@ -80,7 +80,7 @@ def test_routers_get_their_fields():
   assert shapes(router) == {'kernel': (WIDTH, 6)}
   assert make('mixture_of_tokens', group_size=3).router.group_size == 3
   assert make('relu', k=2).router.k == 2
-  assert make('bias_balanced', rate=0.5).router.steer_rates == {'bias': 0.5}
+  assert make('bias_balanced', rate=0.5).router.bias.rule.rate == 0.5
   assert make('experts_choice', softmax_over='tokens').router.softmax_over == (
     'tokens'
   )

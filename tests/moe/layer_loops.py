@@ -174,9 +174,10 @@ def errors_of(router, routed, mask):
 
 
 def steer(router, dparams, losses, errors):
-  """Adds the step of what is steered, against the sign of the mean error."""
-  for name, rate in getattr(router, 'steer_rates', {}).items():
-    total = sum(error[name] for error in errors)
-    assert np.all(dparams[name] == 0)  # nothing else moves it
-    dparams[name] = np.float32(rate) * np.sign(total).astype(np.float32)
-    losses[f'steer_{name}'] = 0.0
+  """Puts the sum of the errors in the place of gradients of what is steered."""
+  for name in ('bias', 'log_coefficient'):
+    if hasattr(router, name):
+      total = sum(error[name] for error in errors)
+      assert np.all(dparams[name] == 0)  # nothing else moves it
+      dparams[name] = np.float32(total)
+      losses[f'steer_{name}'] = 0.0

@@ -377,18 +377,22 @@ def test_bad_arguments_are_named(options, message):
     plain(**options)
 
 
-def call(fields, examples):
-  module, x = make(fields), tokens(0, (examples, 3))[0]
-  run = lambda params: nnx.merge(nnx.graphdef(module), params)(jnp.asarray(x))
-  return jax.eval_shape(run, weights(module, 0))[0].shape
+def call(fields, examples, axes=None):
+  module, x = make(fields), jnp.asarray(tokens(0, (examples, 3))[0])
+  x = x if axes is None else jax.device_put(x, jax.P(axes))
+  run = lambda params, x: nnx.merge(nnx.graphdef(module), params)(x)
+  return jax.eval_shape(run, weights(module, 0), x)[0].shape
 
 
 def test_examples_must_fill_the_groups(mesh):
   with pytest.raises(ValueError, match="got '7 examples'; a multiple of 2, "):
     call(THRESHOLD | dict(group_size=2), 7)
   mesh(2, 2)
+  fields = THRESHOLD | dict(group_size=2)
   with pytest.raises(ValueError, match="got '4 examples'; a multiple of 8, "):
-    call(THRESHOLD | dict(group_size=2), 4)
+    call(fields, 4, ('data', 'expert'))
+  for axes in ('data', ()):
+    assert call(fields, 4, axes) == (4, 3, WIDTH)
 
 
 def test_groups_across_few_examples(mesh):
@@ -396,4 +400,4 @@ def test_groups_across_few_examples(mesh):
   assert call(fields, 3) == (3, 3, WIDTH)
   mesh(2, 2)
   with pytest.raises(ValueError, match="got '8 examples'; a multiple of 32, "):
-    call(fields, 8)
+    call(fields, 8, ('data', 'expert'))

@@ -8,7 +8,8 @@ import pytest
 
 from softmoe.config import OptimizerConfig
 from softmoe.errors import UserError
-from softmoe.optim import optimizer
+from softmoe.moe import routing
+from softmoe.optim import optimizer, steered
 
 P = jax.P
 KERNELS = (('head/kernel', 3.0), ('.*/kernel', 0.03))
@@ -215,6 +216,30 @@ def moments_of(tree, path):
   ]
   assert len(found) >= 2  # the parameter itself and at least one moment
   return found
+
+
+def test_a_steered_parameter_is_moved_by_its_rule():
+  params = make_params()
+  router = params['blocks'][1]['moe']['router']
+  router['bias'] = jnp.zeros(4)
+  rules = jax.tree.map(lambda _: None, params)
+  rules['blocks'][1]['moe']['router']['bias'] = routing.StepBySign(0.25)
+  config = OptimizerConfig('adamw', weight_decay=KERNELS, clip_norm=0.1)
+  plain = optimizer.make_optimizer(config, rate, params)
+  tx = steered.steered(plain, rules)
+
+  statistic = jnp.array([1.0, -1.0, 0.0, 100.0])
+  expected_gradients = gradients(0, params)
+  expected_gradients['blocks'][1]['moe']['router']['bias'] = jnp.zeros(4)
+  given = gradients(0, params)
+  given['blocks'][1]['moe']['router']['bias'] = statistic
+  updates, _ = tx.update(given, tx.init(params), params)
+  expected, _ = plain.update(expected_gradients, plain.init(params), params)
+
+  moved = updates['blocks'][1]['moe']['router'].pop('bias')
+  expected['blocks'][1]['moe']['router'].pop('bias')
+  np.testing.assert_array_equal(moved, [-0.25, 0.25, 0, -0.25])
+  jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
 @pytest.mark.parametrize('name', ['adamw', 'adafactor', 'sgd'])

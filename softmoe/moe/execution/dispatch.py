@@ -52,6 +52,15 @@ def keep(assignment: routing.Assignment, capacity: int) -> Kept:
   return Kept(token, gate, filled)
 
 
+def granted(kept: Kept, num_tokens: int) -> Bool[Array, 'g m e']:
+  """Tells which tokens are in the slots of which experts."""
+  none = jnp.zeros_like(kept.filled, shape=(*kept.token.shape[:2], num_tokens))
+  mark = jax.vmap(
+    jax.vmap(lambda row, token, filled: row.at[token].set(filled))
+  )
+  return jnp.swapaxes(mark(none, kept.token, kept.filled), 1, 2)
+
+
 def as_slots(kept: Kept, num_tokens: int) -> routing.Slots:
   """Returns the same as dense weights: one-hot vectors over the tokens."""
   hot = jax.nn.one_hot(kept.token, num_tokens, axis=1)  # g m e s

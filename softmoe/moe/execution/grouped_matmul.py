@@ -46,14 +46,15 @@ def grouped_matmul(
         every matrix with every row.
       'tokamax': the kernels of that package, for GPU and TPU.
       'auto': 'chunks' on CPU; on GPU and TPU 'tokamax' where it is installed
-        and no `jax.shard_map` is around, else 'blocks' and 'ragged_dot'.
+        and no `jax.shard_map` with `check_vma` is around, else 'blocks' and
+        'ragged_dot'.
 
   Raises:
     ValueError: `implementation` is unknown or not installed.
   """
   if implementation == 'auto':
-    in_shard_map = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    implementation = choose(sharding.platform(), in_shard_map)
+    varies = bool(jax.typeof(x).manual_axis_type.varying)
+    implementation = choose(sharding.platform(), varies)
   if implementation not in IMPLEMENTATIONS:
     allowed = ('auto', *IMPLEMENTATIONS)
     raise UserError('implementation', implementation, f'one of {allowed}')
@@ -66,15 +67,18 @@ def grouped_matmul(
   return y.astype(jnp.result_type(x, w))
 
 
-def choose(platform: str, in_shard_map: bool) -> str:
+def choose(platform: str, varies: bool) -> str:
   """Returns the implementation that 'auto' takes on a platform.
 
-  The kernels of tokamax do not say how their results vary over a mesh, which
-  `jax.shard_map` asks of what it runs.
+  Args:
+    platform: see `sharding.platform`.
+    varies: whether the type of the rows says that they vary over a mesh, as in
+      a `jax.shard_map` that checks it: the kernels of tokamax say no such thing
+      of their results.
   """
   if platform == 'cpu':
     return 'chunks'
-  if _has_tokamax() and not in_shard_map:
+  if _has_tokamax() and not varies:
     return 'tokamax'
   return 'ragged_dot' if platform == 'tpu' else 'blocks'
 

@@ -5,20 +5,21 @@ Runs inside `jax.shard_map`, or on one device outside of any. Axes: `g` groups,
 slots of one expert.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Key
 
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import routing
-from softmoe.moe.execution import dispatch, dropless, exchange
+from softmoe.moe.execution import dispatch, pairs
 
 # Up to so many weights (tokens x slots) of a group, a TPU moves rows by matmuls
 # with one-hot weights, since it gathers and scatters slowly. On a CPU gathering
@@ -28,6 +29,7 @@ ONE_HOT_LIMIT = 2**16
 EXCHANGED = 'exchanged'
 IMPLEMENTATIONS = ('auto', 'fused', 'grouped')
 AtExperts = Callable[[Array], Array]  # (e, g, s, d) -> (e, g, s, d_out)
+Mine = Callable[..., Array]  # of an array, the experts of this device
 
 
 class Result(NamedTuple):
@@ -52,6 +54,8 @@ def run(
   implementation: str,
   exchange_chunks: int = 1,
   mask: Bool[Array, 'g m'] | None = None,
+  keys: Key[Array, ' g'] | None = None,
+  whole: bool = False,
 ) -> Result:
   """Returns the experts' outputs, combined for each token, and metrics.
 
@@ -63,19 +67,68 @@ def run(
     implementation: of dropless experts, one of IMPLEMENTATIONS.
     exchange_chunks: of what slots hold; see `at_experts`.
     mask: False where a token is padding, which metrics leave out.
+    keys: of each group (g,), for experts that take them; None: evaluation.
+    whole: the devices of `axis` hold the same tokens. Nothing travels then, and
+      what comes back of y is the share of this device's experts.
 
   Raises:
-    UserError: the slots do not fill the chunks, or there are none.
+    UserError: the slots do not fill the chunks, or there are none, or experts
+      that are dropless take keys.
   """
-  at = functools.partial(at_experts, experts, axis=axis, chunks=exchange_chunks)
+  mine: Mine = functools.partial(_mine, axis) if whole else _all
+  axis = None if whole else axis
+  if keys is not None:
+    keys = mine(_keys(keys, routed), 0) if experts.take_key else None
+  at = functools.partial(
+    at_experts, experts, axis=axis, chunks=exchange_chunks, keys=keys
+  )
   if isinstance(routed, routing.Slots):
-    return run_slots(routed, x, at, mask)
+    return run_slots(routed, x, at, mask, mine)
   if routed.capacity is not None:
-    return run_capacity(routed, routed.capacity, x, at)
+    return run_capacity(routed, routed.capacity, x, at, mine)
   if exchange_chunks != 1:
     expected = '1, since dropless experts have no slots'
     raise UserError('exchange_chunks', exchange_chunks, expected)
-  return run_dropless(routed, x, experts, axis, implementation)
+  if experts.take_key:
+    expected = 'calls without `key`, or a router with slots or a capacity'
+    raise UserError('experts', 'calls that take `key`', expected)
+  y, executed = pairs.run(routed, x, experts, axis, implementation, mine)
+  wanted = _count(routed.wanted())
+  counts = {'wanted': wanted, 'granted': wanted, 'executed': executed}
+  return Result(y, {}, counts)
+
+
+def grant(
+  routed: routing.Slots | routing.Assignment,
+) -> routing.Slots | routing.Assignment:
+  """Returns the routing with the pairs that experts keep."""
+  if isinstance(routed, routing.Slots):
+    return routed
+  granted = routed.wanted()
+  if routed.capacity is not None:
+    kept = dispatch.keep(routed, routed.capacity)
+    granted = dispatch.granted(kept, granted.shape[1])
+  return dataclasses.replace(routed, granted=granted)
+
+
+def _all(x: Array, along: int) -> Array:
+  return x
+
+
+def _mine(axis: str | None, x: Array, along: int) -> Array:
+  size = x.shape[along] // jax.lax.axis_size(axis)
+  start = size * jax.lax.axis_index(axis)
+  return jax.lax.dynamic_slice_in_dim(x, start, size, along)
+
+
+def _keys(
+  keys: Key[Array, ' g'], routed: routing.Slots | routing.Assignment
+) -> Key[Array, 'e g']:
+  """Returns a key for each expert and group, (e, g)."""
+  dense = isinstance(routed, routing.Slots)
+  num_experts = (routed.dispatch if dense else routed.gates).shape[2]
+  fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+  return jax.vmap(fold, in_axes=(None, 0))(keys, jnp.arange(num_experts))
 
 
 def run_slots(
@@ -83,17 +136,18 @@ def run_slots(
   x: Float[Array, 'g m d'],
   at_experts: AtExperts,
   mask: Bool[Array, 'g m'] | None = None,
+  mine: Mine = _all,
 ) -> Result:
   """Runs experts on dense mixtures of tokens."""
-  slots = dispatch.dispatch(x, routed.dispatch)
-  y = dispatch.combine(at_experts(slots), routed.combine)
+  slots = dispatch.dispatch(x, mine(routed.dispatch, 2))
+  y = dispatch.combine(at_experts(slots), mine(routed.combine, 2))
   means = {
     'dispatch_max': jnp.mean(jnp.max(routed.dispatch, axis=1), axis=(1, 2)),
     'combine_max': jax.vmap(routing.mean_over_tokens)(
       jnp.max(routed.combine, axis=(2, 3)), mask
     ),
   }
-  return Result(y, means, {'executed': _count(slots[..., 0].size)})
+  return Result(y, means, {'executed': _count(routed.dispatch[:, 0].size)})
 
 
 def run_capacity(
@@ -101,10 +155,16 @@ def run_capacity(
   capacity: int,
   x: Float[Array, 'g m d'],
   at_experts: AtExperts,
+  mine: Mine = _all,
 ) -> Result:
   """Runs experts on the tokens they keep, in buffers of fixed size."""
   kept = dispatch.keep(routed, capacity)
-  num_tokens = x.shape[1]
+  counts = {
+    'wanted': _count(routed.wanted()),
+    'granted': _count(kept.filled),
+    'executed': _count(kept.token.size),
+  }
+  kept, num_tokens = dispatch.Kept(*(mine(v, 1) for v in kept)), x.shape[1]
   small = num_tokens * kept.token[0].size <= ONE_HOT_LIMIT
   if small and sharding.platform() == 'tpu':
     slots = dispatch.as_slots(kept, num_tokens)
@@ -113,11 +173,6 @@ def run_capacity(
   else:
     y = at_experts(dispatch.gather(x, kept))
     y = dispatch.scatter(y, kept, num_tokens)
-  counts = {
-    'wanted': _count(routed.wanted()),
-    'granted': _count(kept.filled),
-    'executed': _count(kept.token.size),
-  }
   return Result(y, {}, counts)
 
 
@@ -126,6 +181,7 @@ def at_experts(
   slots: Float[Array, 'e g s d'],
   axis: str | None,
   chunks: int = 1,
+  keys: Key[Array, 'e g'] | None = None,
 ) -> Float[Array, 'e g s d_out']:
   """Runs every expert on its slots: one all-to-all there, one back.
 
@@ -135,24 +191,42 @@ def at_experts(
     axis: mesh axis that the experts are split over; None: they are all here.
     chunks: in so many parts, of groups if they divide, else of an expert's
       slots, so that one part may travel while experts work on another.
+    keys: (e, g) of all experts and groups; None: without.
 
   Raises:
     UserError: neither groups nor slots divide.
   """
   if axis is None:
-    return experts(slots)
+    return experts(slots, keys)
   g, s = slots.shape[1:3]
   along = 1 if g % chunks == 0 else 2
   if slots.shape[along] % chunks:
     expected = f'a divisor of {g} groups on a device or {s} slots of an expert'
     raise UserError('exchange_chunks', chunks, expected)
-  parts = jnp.split(slots, chunks, along)
-  parts = [_exchange(experts, part, axis) for part in parts]
-  return jnp.concatenate(parts, along)
+  exchange = functools.partial(_exchange, experts, axis)
+  parts = zip(
+    jnp.split(slots, chunks, along), _split(keys, chunks, along), strict=True
+  )
+  return jnp.concatenate([exchange(*part) for part in parts], along)
+
+
+def _split(
+  keys: Key[Array, 'e g'] | None, chunks: int, along: int
+) -> Sequence[Key[Array, 'e _'] | None]:
+  """Returns the keys of each part: of its groups, or new ones for its slots."""
+  if keys is None or chunks == 1:
+    return [keys] * chunks
+  if along == 1:
+    return jnp.split(keys, chunks, 1)
+  fold = jnp.vectorize(jax.random.fold_in, excluded=(1,))
+  return [fold(keys, i) for i in range(chunks)]
 
 
 def _exchange(
-  experts: experts_lib.Experts, slots: Float[Array, 'e g s d'], axis: str
+  experts: experts_lib.Experts,
+  axis: str,
+  slots: Float[Array, 'e g s d'],
+  keys: Key[Array, 'e g'] | None,
 ) -> Float[Array, 'e g s d_out']:
   # Blocks go to the devices along axis 0 and come back along it, since other
   # forms of the collective make a TPU copy what it sends.
@@ -161,98 +235,24 @@ def _exchange(
   slots = jax.lax.all_to_all(slots, axis, 0, 0, tiled=True)
   slots = checkpoint_name(slots, EXCHANGED)
   slots = jnp.swapaxes(slots, 0, 1).reshape(e // devices, -1, d)
-  y = experts(slots).reshape(e // devices, devices, g * s, -1)
+  if keys is not None:
+    slots = slots.reshape(e // devices, devices * g, s, d)
+    keys = _exchange_keys(keys, axis)
+  y = experts(slots, keys).reshape(e // devices, devices, g * s, -1)
   y = jax.lax.all_to_all(jnp.swapaxes(y, 0, 1), axis, 0, 0, tiled=True)
   y = checkpoint_name(y, EXCHANGED)
   return y.reshape(e, g, s, -1)
 
 
-def run_dropless(
-  routed: routing.Assignment,
-  x: Float[Array, 'g m d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
-  implementation: str,
-) -> Result:
-  """Runs experts on all the tokens that want them."""
-  if implementation == 'auto':
-    implementation = choose(sharding.platform(), routed, experts)
-  run = run_grouped if implementation == 'grouped' else run_fused
-  y, executed = run(routed, _flat(x), experts, axis)
-  wanted = _count(routed.wanted())
-  counts = {'wanted': wanted, 'granted': wanted, 'executed': executed}
-  return Result(y.reshape(*x.shape[:2], -1), {}, counts)
-
-
-def choose(
-  platform: str, routed: routing.Assignment, experts: experts_lib.Experts
-) -> str:
-  """Returns the implementation of dropless experts that 'auto' takes.
-
-  A grouped matmul wants a buffer for the most rows there may be: it is for
-  accelerators, for routers that bound the experts of a token, and for experts
-  that can (`Mlp.grouped`).
-  """
-  bounded = routed.choices is not None and hasattr(experts.stacked, 'grouped')
-  return 'grouped' if bounded and platform != 'cpu' else 'fused'
-
-
-def run_fused(
-  routed: routing.Assignment,
-  x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs expert after expert on chunks of the tokens that want it.
-
-  Over a mesh axis, every device collects the tokens of the axis, works for its
-  own experts, and the partial sums are added where the tokens live.
-  """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
-  if axis is not None:
-    x = jax.lax.all_gather(x, axis, tiled=True)
-    gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
-    wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
-  gated = hasattr(experts.stacked, 'gated')
-  y = dropless.apply(
-    (lambda expert, *rows: expert.gated(*rows))
-    if gated
-    else (lambda expert, x: expert(x)),
-    experts.stacked,
-    x,
-    gates,
-    wanted,
-    gated=gated,
-  )
-  if axis is not None:
-    y = jax.lax.psum_scatter(y, axis, tiled=True)
-  return y, dropless.executed(wanted)
-
-
-def run_grouped(
-  routed: routing.Assignment,
-  x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs all experts by grouped matmuls on rows that are sorted by expert.
-
-  Over a mesh axis, the rows travel to their experts and back, as many as there
-  are.
-  """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
-  choices = routed.choices or wanted.shape[1]
-  grouped = experts.stacked.grouped
-  if axis is not None:
-    devices = jax.lax.axis_size(axis)
-    most = min(choices, wanted.shape[1] // devices)
-    grouped = exchange.at_owners(grouped, axis, devices * len(x) * most)
-  y = dropless.apply_grouped(grouped, x, gates, wanted, len(x) * choices)
-  return y, _count(wanted)
-
-
-def _flat(x: Shaped[Array, 'g m k']) -> Shaped[Array, 'n k']:
-  return x.reshape(-1, x.shape[-1])
+def _exchange_keys(
+  keys: Key[Array, 'e g'], axis: str
+) -> Key[Array, 'e_here g_all']:
+  """Returns the keys of the experts here and the groups of all devices."""
+  devices, (e, g) = jax.lax.axis_size(axis), keys.shape
+  data = jax.random.key_data(keys).reshape(devices, e // devices, g, -1)
+  data = jax.lax.all_to_all(data, axis, 0, 0, tiled=True)
+  data = jnp.swapaxes(data, 0, 1).reshape(e // devices, devices * g, -1)
+  return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
 def _count(x: jax.typing.ArrayLike) -> Float[Array, '']:

@@ -29,7 +29,6 @@ class BiasBalanced(nnx.Module):
   Attributes:
     kernel: (d, e), LeCun normal.
     bias: (e,), float32, starts at 0; no gradient reaches it, `Aux.steer` does.
-    steer_rates: by how much a step moves the steered parameter.
   """
 
   def __init__(
@@ -71,21 +70,17 @@ class BiasBalanced(nnx.Module):
     self.k = k
     self.scale = scale
     self.capacity_factor = capacity_factor
-    self.rate = rate
     self.kernel = gating.kernel(
       width, num_experts, param_dtype=param_dtype, rngs=rngs
     )
-    self.bias = routing.Steered(jnp.zeros(num_experts, jnp.float32))
+    self.bias = routing.Steered(
+      jnp.zeros(num_experts, jnp.float32), rule=routing.StepBySign(rate)
+    )
 
   @property
   def causal(self) -> bool:
     """Whether no token's output depends on a later token."""
     return self.capacity_factor is None
-
-  @property
-  def steer_rates(self) -> dict[str, float]:
-    """How far a step moves each steered parameter."""
-    return {'bias': self.rate}
 
   def __call__(
     self,

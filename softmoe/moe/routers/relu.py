@@ -32,7 +32,6 @@ class ReLURouter(nnx.Module):
     kernel: (d, e), LeCun normal.
     log_coefficient: log(lambda), float32; no gradient reaches it, `Aux.steer`
       does.
-    steer_rates: by how much a step moves the steered parameter.
   """
 
   causal = True
@@ -70,16 +69,13 @@ class ReLURouter(nnx.Module):
     gating.require(1 <= factor < math.inf, 'factor', factor, 'at least 1')
     self.num_experts = num_experts
     self.k = k
-    self.factor = factor
     self.kernel = gating.kernel(
       width, num_experts, param_dtype=param_dtype, rngs=rngs
     )
-    self.log_coefficient = routing.Steered(jnp.float32(math.log(coefficient)))
-
-  @property
-  def steer_rates(self) -> dict[str, float]:
-    """How far a step moves each steered parameter."""
-    return {'log_coefficient': math.log(self.factor)}
+    self.log_coefficient = routing.Steered(
+      jnp.float32(math.log(coefficient)),
+      rule=routing.StepBySign(math.log(factor)),
+    )
 
   def __call__(
     self,
@@ -108,7 +104,9 @@ class ReLURouter(nnx.Module):
       active &= mask[:, None]
     fixed = jax.lax.stop_gradient(gates)
     assignment = routing.Assignment(
-      gates=gates, priority=jnp.where(active, fixed, -jnp.inf)
+      gates=gates,
+      priority=jnp.where(active, fixed, -jnp.inf),
+      expected=float(self.k),
     )
     return assignment, self._aux(gates, active, mask)
 

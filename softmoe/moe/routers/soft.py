@@ -86,6 +86,8 @@ class SoftRouter(nnx.Module):
       '...md,des->...mes',
       l2_normalize(x, axis=-1),
       phi,
+      # By default TPUs and GPUs would round the operands to fewer bits.
+      precision=jax.lax.Precision.HIGHEST,
       preferred_element_type=jnp.float32,
     )
 

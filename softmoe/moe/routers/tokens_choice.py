@@ -134,6 +134,7 @@ class TokensChoice(nnx.Module):
       priority[:, : self.num_experts],
       self._capacity(x.shape[0], key),
       min(self.k, self.num_experts),
+      adaptive=self.num_null > 0,
     )
     return assignment, routing.Aux(
       losses=self._losses(logits, noisy, gates, choices, mask, key)

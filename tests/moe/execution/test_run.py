@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from softmoe.errors import UserError
 from softmoe.moe import experts, layer, mlp, routing
-from softmoe.moe.execution import run as execution
+from softmoe.moe.execution import pairs
 from softmoe.moe.routers import bias_balanced, tokens_choice
 
 P = jax.P
@@ -261,7 +261,7 @@ def test_choice():
   ):
     routed = assignment(choices)
     assert [
-      execution.choose(platform, routed, stack)
+      pairs.choose(platform, routed, stack)
       for platform in ('cpu', 'gpu', 'tpu')
     ] == expected
 

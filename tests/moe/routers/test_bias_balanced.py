@@ -86,8 +86,8 @@ def expected(scores, mask, choices, cotangent, scale):
 @functools.partial(jax.jit, static_argnums=0)
 def run(graphdef, kernel, bias, x, mask, cotangent):
   def objective(x, kernel, bias):
-    state = {'kernel': nnx.Param(kernel), 'bias': routing.Steered(bias)}
-    assignment, aux = nnx.merge(graphdef, nnx.State(state))(x, mask=mask)
+    params = {'kernel': kernel, 'bias': bias}
+    assignment, aux = nnx.merge(graphdef, params)(x, mask=mask)
     gates = jnp.where(assignment.wanted(), assignment.gates, 0)
     return jnp.sum(cotangent * gates), (gates, assignment, aux)
 
@@ -146,14 +146,13 @@ def test_balanced_load_is_an_error_of_exactly_zero(experts):
 
 
 def test_moving_against_the_error_balances_the_load():
-  model = router(8, 6, 2)
+  model = router(8, 6, 2, rate=5e-3)
   x = jax.random.normal(jax.random.key(0), (256, 8)) + 3
   mask = jnp.ones(256, bool)
   first = float(route(model, x, mask)[1].metrics['receive_max'])
   for _ in range(300):
     _, aux = route(model, x, mask)
-    step = 5 * model.steer_rates['bias'] * jnp.sign(aux.steer['bias'])
-    model.bias[...] -= step
+    model.bias[...] = model.bias.rule(model.bias[...], aux.steer['bias'])
   last = float(route(model, x, mask)[1].metrics['receive_max'])
   assert first > 0.8
   assert last == pytest.approx(2 / 6, abs=0.05)
@@ -161,8 +160,8 @@ def test_moving_against_the_error_balances_the_load():
 
 def test_steered_parameter_and_its_rate():
   model = router(rate=0.02)
-  assert model.steer_rates == {'bias': 0.02}
   assert isinstance(model.bias, routing.Steered)
+  assert model.bias.rule == routing.StepBySign(0.02)
   assert model.bias[...].dtype == jnp.float32
   low = router(param_dtype=jnp.bfloat16)
   assert low.kernel[...].dtype == jnp.bfloat16

@@ -73,11 +73,8 @@ def expected(x, kernel, mask, k, coefficient, cotangent):
 @functools.partial(jax.jit, static_argnums=0)
 def run(graphdef, kernel, coefficient, x, mask, cotangent):
   def objective(x, kernel, log_coefficient):
-    state = {
-      'kernel': nnx.Param(kernel),
-      'log_coefficient': routing.Steered(log_coefficient),
-    }
-    assignment, aux = nnx.merge(graphdef, nnx.State(state))(x, mask=mask)
+    params = {'kernel': kernel, 'log_coefficient': log_coefficient}
+    assignment, aux = nnx.merge(graphdef, params)(x, mask=mask)
     gates = jnp.where(assignment.wanted(), assignment.gates, 0)
     value = jnp.sum(cotangent * gates) + aux.losses['sparsity']
     return value, (gates, assignment, aux)
@@ -119,9 +116,8 @@ def test_matches_plain_loops(shape):
 
 def update(model, aux):
   """Takes one step against the error."""
-  name = 'log_coefficient'
-  step = model.steer_rates[name] * jnp.sign(aux.steer[name])
-  return jnp.exp(model.log_coefficient[...] - step)
+  log = model.log_coefficient
+  return jnp.exp(log.rule(log[...], aux.steer['log_coefficient']))
 
 
 def test_lambda_follows_the_sparsity():
@@ -138,7 +134,7 @@ def test_lambda_starts_and_steps_as_told():
   model = router(coefficient=1e-8, factor=1.2, param_dtype=jnp.bfloat16)
   assert isinstance(model.log_coefficient, routing.Steered)
   assert model.log_coefficient[...].dtype == jnp.float32
-  assert model.steer_rates == {'log_coefficient': math.log(1.2)}
+  assert model.log_coefficient.rule == routing.StepBySign(math.log(1.2))
   _, aux = route(model, jnp.ones((2, 8)), jnp.ones(2, bool))
   np.testing.assert_allclose(aux.metrics['coefficient'], 1e-8, rtol=1e-5)
 
