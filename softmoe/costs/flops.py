@@ -69,11 +69,12 @@ def forward(config: config_lib.Config, *, training: bool = False) -> Cost:
   config = _plain(config)
   task = registry.find(config.task)(config)
   with jax.set_mesh(sharding.make_mesh('data:1', jax.devices()[:1])):
-    fewest, seen = _count(task, 0.0, training)
-    most = fewest
-    if any(layer.is_dropless for layer in seen):
-      most, _ = _count(task, 1.0, training)
-  dropless = [layer for layer in seen if layer.is_dropless]
+    most, seen = _count(task, 1.0, training)
+    dropless = [layer for layer in seen if layer.is_dropless]
+    fewest = most
+    if any(layer.num_tokens > 1 for layer in dropless):
+      half, _ = _count(task, 0.5, training)
+      fewest = _extrapolate(half, most, dropless)
   shares = [layer.share for layer in dropless] or [0.0]
   return Cost(
     fewest=fewest,
@@ -104,6 +105,13 @@ def active_params(experiment: experiment_lib.Experiment, cost: Cost) -> int:
     for layer, share in zip(layers, cost.active, strict=True)
   )
   return round(total - math.fsum(idle))
+
+
+def _extrapolate(half: float, most: float, layers: list[priced.Seen]) -> float:
+  """Returns the FLOPs where no expert runs; they are linear in its rows."""
+  parts = [round(layer.num_tokens / 2) / layer.num_tokens for layer in layers]
+  part = math.fsum(parts) / len(parts)
+  return most - (most - half) / (1 - part)
 
 
 def _count(

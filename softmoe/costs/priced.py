@@ -23,12 +23,14 @@ class Seen(NamedTuple):
   Attributes:
     num_experts: of the layer.
     share: of its experts that run for a token on average.
+    num_tokens: of a group.
     is_dropless: whether experts keep every token that wants them.
     is_adaptive: whether tokens differ in how many experts they want.
   """
 
   num_experts: int
   share: float
+  num_tokens: int
   is_dropless: bool
   is_adaptive: bool
 
@@ -47,24 +49,35 @@ class Priced(nnx.Module):
     del key
     routed, aux = self.router(x, key=None, **options)
     if self._training and isinstance(routed, routing.Assignment):
-      capacity = self._in_training(x, options).capacity
+      capacity = self._capacity_in_training(x, options)
       routed = dataclasses.replace(routed, capacity=capacity)
-    self._seen.append(self._look(routed))
+    self._seen.append(self._look(routed, len(x)))
     if isinstance(routed, routing.Assignment) and routed.dropless:
-      capacity = round(self._share * len(x))
+      capacity = max(round(self._share * len(x)), 1)
       routed = dataclasses.replace(routed, capacity=capacity)
     return routed, aux
 
-  def _in_training(self, x: jax.Array, options: dict[str, Any]) -> Any:
-    route = lambda: self.router(x, key=jax.random.key(0), **options)[0]
-    return jax.eval_shape(route)
+  def _capacity_in_training(
+    self, x: jax.Array, options: dict[str, Any]
+  ) -> int | None:
+    found = []  # of a trace whose result is not used
 
-  def _look(self, routed: routing.Slots | routing.Assignment) -> Seen:
+    def route():
+      key = jax.random.key(0)
+      found.append(self.router(x, key=key, **options)[0].capacity)
+
+    jax.eval_shape(route)
+    return found[0]
+
+  def _look(
+    self, routed: routing.Slots | routing.Assignment, num_tokens: int
+  ) -> Seen:
     sparse = isinstance(routed, routing.Assignment)
     rows = min(routed.rows_per_token(), self.num_experts)
     return Seen(
       num_experts=self.num_experts,
       share=rows / self.num_experts,
+      num_tokens=num_tokens,
       is_dropless=sparse and routed.dropless,
       is_adaptive=sparse and routed.dropless and routed.is_adaptive,
     )

@@ -28,7 +28,3 @@ def test_peak_of_a_known_device(mesh, monkeypatch, kind, flops):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'other')
   monkeypatch.setattr(jax, 'devices', lambda: [Device()])
   assert peak.peak_flops(eight) == (8 * flops if flops else None)
-
-
-def test_axes_of_the_counting_mesh_are_those_of_the_package():
-  assert flops._one_device_mesh().axis_names == sharding.AXES
