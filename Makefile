@@ -32,5 +32,5 @@ format: $(READY)
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt --editable '.[train]'
 	touch $@

@@ -3,33 +3,7 @@
 python eval.py --workdir=runs/soft --step=best --split='test[:50%]'
 """
 
-from typing import Any
-
-from absl import flags
-
-from softmoe.process import launch
-
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
-_STEP = flags.DEFINE_string(
-  'step', 'latest', "Which checkpoint: 'latest', 'best' or a step."
-)
-_SPLIT = flags.DEFINE_string(
-  'split', '', "Which split; empty: the config's eval_split."
-)
-_MESH = flags.DEFINE_string(
-  'mesh', 'data:-1', 'The mesh; it need not be the one of the training.'
-)
-flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
-
-
-def main() -> dict[str, Any]:
-  """Evaluates, and returns the result."""
-  from softmoe.evaluation import run
-
-  return run.evaluate_workdir(
-    _WORKDIR.value, step=_STEP.value, split=_SPLIT.value, mesh=_MESH.value
-  )
-
+from softmoe.commands import evaluate
 
 if __name__ == '__main__':
-  launch.run(main)
+  evaluate.run()

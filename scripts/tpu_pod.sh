@@ -33,7 +33,7 @@ if ! gcloud compute tpus tpu-vm describe "$name" "${where[@]}" >/dev/null; then
 fi
 on_all_hosts "test -d softmoe || git clone '$repository' softmoe;
   cd softmoe && git fetch --quiet && git checkout --quiet '$commit' &&
-  python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
+  python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[train,tpu]'"
 
 # On several hosts, of code 75 (stopped midway) ssh tells but that it is not 0.
 flags=$(printf '%q ' --config="$config" --workdir="$workdir" "$@")

@@ -110,6 +110,8 @@ def test_a_wrong_flag_is_one_line(call, tmp_path, arguments, words):
   [
     ('tests/tiny.py:sfot', ["'sfot'", "'soft'"]),
     ('nowhere.py', ['--config', "'nowhere.py'"]),
+    ('quickstrat:soft', ['--config', "'quickstrat'", "'quickstart'"]),
+    ('quickstart:sfot', ["'sfot'", "'soft'"]),
     ('Makefile', ['--config', 'Makefile']),
     ('', ['--config']),
     (None, ['give --config=FILE']),
@@ -134,6 +136,46 @@ def test_eval_of_no_run_is_one_line(call, tmp_path):
   done = call('eval.py', f'--workdir={tmp_path}')
   assert_refused(done, '--workdir', 'config.json')
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def console(environment, tmp_path):
+  """Returns a function that runs a script as pip writes them, elsewhere."""
+  script = tmp_path / 'bin' / 'softmoe-train'
+  script.parent.mkdir()
+  script.write_text('from softmoe.commands import train\ntrain.run()\n')
+  (tmp_path / 'my').mkdir()
+
+  def console(*arguments):
+    return subprocess.run(
+      [sys.executable, script, *arguments],
+      cwd=tmp_path / 'my',
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  return console
+
+
+def test_a_console_script_finds_modules_of_the_current_folder(
+  console, tmp_path
+):
+  (tmp_path / 'my' / 'my_module.py').write_text("TEXT = 'found it'")
+  (tmp_path / 'my' / 'mine.py').write_text(
+    'import my_module\ndef get_config():\n  raise OSError(my_module.TEXT)\n'
+  )
+  done = console('--config=mine.py', f'--workdir={tmp_path / "run"}')
+  assert_refused(done, '--config', 'found it')
+
+
+def test_a_console_script_helps(console):
+  done = console('--help')
+  assert done.stdout.startswith('Trains the experiment')
+  for flag in ('--config', '--workdir'):
+    assert flag in done.stdout
+  assert '--num_processes' not in done.stdout  # that is for --helpfull
 
 
 @pytest.fixture(scope='module')

@@ -25,6 +25,16 @@ def test_python_blocks_run_one_after_another(path):
   exec('\n'.join(found), {'__name__': 'document'})
 
 
+def test_the_linen_module_has_the_layers_parameters():
+  scope = {'__name__': 'document'}
+  code = '\n'.join(blocks('README.md'))
+  exec(code.replace('384', '16').replace('128', '4'), scope)
+  params = scope['variables']['params']
+  assert params['router']['phi'].shape == (16, 4, 1)
+  again, _ = scope['linen'].apply(scope['variables'], scope['tokens'])
+  assert (again == scope['y']).all()
+
+
 def test_a_router_of_ones_own_takes_less_than_20_lines():
   (block,) = [b for b in blocks('docs/routers.md') if 'class Nearest' in b]
   router = block[block.index('class ') : block.index('layer = ')]

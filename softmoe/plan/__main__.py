@@ -8,17 +8,14 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from softmoe import experiment as experiment_lib
-from softmoe.process import launch
+from softmoe.process import config_flag, launch
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The experiment: FILE or FILE:ARGUMENT.', lock_config=True
+_CONFIG = config_flag.define(
+  'config',
+  'The experiment: FILE[:ARGUMENT] or NAME[:ARGUMENT].',
 )
-_COMPARE = config_flags.DEFINE_config_file(
-  'compare', None, 'Another experiment, side by side.', lock_config=True
-)
+_COMPARE = config_flag.define('compare', 'Another experiment, side by side.')
 _TARGET = flags.DEFINE_string(
   'target', '', "The slice: 'v5p:8x8x4', 'h100:4x8' (hosts x GPUs), 'cpu:8'."
 )
@@ -39,6 +36,7 @@ def main() -> None:
   """Prints the estimate of one config or two."""
   import jax
 
+  from softmoe import experiment as experiment_lib
   from softmoe.plan import compiling, estimate, report, suggest, targets
 
   jax.config.update('jax_platforms', 'cpu')  # nothing runs on anything else

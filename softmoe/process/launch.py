@@ -64,6 +64,7 @@ def run(main: Callable[[], Any], alone: bool = False) -> None:
     alone: whether to be one process, whatever the environment says of a job.
   """
   use_huge_pages()
+  _be_main(main.__module__)
   logging.set_verbosity(logging.WARNING)
   app.run(
     lambda _: guard(lambda: _start(main, alone)), flags_parser=parse_flags
@@ -124,6 +125,20 @@ def guard(main: Callable[[], Any]) -> None:
   except Exception as e:
     traceback.print_exc()
     peers.end(FAILED, f'{type(e).__name__}: {e}')
+
+
+def _be_main(module: str) -> None:
+  """Gives a console script what `python -m MODULE` has.
+
+  The current folder is searched for modules, and --help shows the flags of the
+  module, whatever file the process began with.
+  """
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())
+  for flag in flags.FLAGS.get_flags_for_module(module):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  started = sys.modules['__main__']
+  started.__doc__ = started.__doc__ or sys.modules[module].__doc__
 
 
 def _start(main: Callable[[], Any], alone: bool) -> None:
