@@ -1,5 +1,6 @@
 #!/bin/bash
 # Trains on the nodes of a SLURM allocation, one task a node, all its GPUs each.
+# Not yet run on such nodes: see docs/pods.md.
 #
 #   sbatch --nodes=4 scripts/slurm.sh configs/jft4b.py:soft-b16 /shared/runs/b16 \
 #     --config.data.source=tfds:NAME
@@ -7,7 +8,9 @@
 # The arguments are the config, the directory of the run (on a file system that
 # all nodes share) and further flags of train.py. The tasks find each other by
 # what srun tells them. Ten minutes before its time is up the job is told to
-# stop; it then saves, ends with code 75, and is put in the queue again.
+# stop; it then saves, ends with code 75, and is put in the queue again. So is one
+# that lost a process; after three such starts without a new checkpoint it gives
+# up with code 1, and stays out.
 
 #SBATCH --job-name=softmoe
 #SBATCH --ntasks-per-node=1

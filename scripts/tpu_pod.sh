@@ -1,5 +1,6 @@
 #!/bin/bash
 # Trains on all hosts of a Cloud TPU slice, which it creates if there is none.
+# Not yet run on a TPU: see docs/pods.md.
 #
 #   PROJECT=mine ZONE=us-east5-a TYPE=v5p-512 \
 #     scripts/tpu_pod.sh NAME configs/jft4b.py:soft-h14 /mnt/shared/runs/h14 \
@@ -8,7 +9,8 @@
 # NAME is that of the slice; the other arguments are the config, the directory
 # of the run (on a file system that all hosts mount) and further flags of
 # train.py. The processes find each other by the metadata of the slice. The same
-# command goes on where the run stopped. Delete the slice when it is done:
+# command goes on where the run stopped, unless it gave up: do not repeat it in a
+# loop, as ssh does not tell code 75 from code 1. Delete the slice when it is done:
 #
 #   gcloud compute tpus tpu-vm delete NAME --project=mine --zone=us-east5-a
 

@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-FAILED = 1  # a run that diverged, or an error that nobody foresaw
+FAILED = 1  # a run that diverged or gave up, or an error that nobody foresaw
 BAD_INPUT = 2  # a UserError
 STOPPED = 75  # a run that stopped midway: start it again
 
@@ -51,4 +51,15 @@ class Lost(Exception):
   def __init__(self, reason: str):
     super().__init__(
       f'{reason}; the same command goes on from the last checkpoint'
+    )
+
+
+class GaveUp(Exception):
+  """So many starts in a row were lost without a step that another is no use."""
+
+  def __init__(self, starts: int, step: int):
+    """Takes the number of starts and the step that they all began at."""
+    super().__init__(
+      f'gave up: {starts} starts in a row were lost before a checkpoint after '
+      f'step {step}; once the cause is mended, the same command goes on'
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jax.experimental import mesh_utils
 
@@ -32,17 +33,32 @@ def make_mesh(
     devices: the devices to cover; None: all.
 
   Raises:
-    UserError: a name or size is wrong, or the sizes do not cover the devices.
+    UserError: a name or size is wrong, or the sizes do not cover the devices,
+      or not `data` alone would cross from one TPU slice to another.
   """
-  count = jax.device_count() if devices is None else len(devices)
-  sizes = axis_sizes(spec, count)
-  # An axis of a TPU's torus may be shared by two of the mesh, else '4x4' chips
-  # would have no axis of 8.
-  grid = mesh_utils.create_device_mesh(
-    tuple(sizes.values()), devices, allow_split_physical_axes=True
-  )
+  devices = jax.devices() if devices is None else devices
+  grid = _grid(spec, axis_sizes(spec, len(devices)), devices)
   explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
   return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
+
+
+def _grid(
+  spec: str, sizes: dict[str, int], devices: Sequence[jax.Device]
+) -> np.ndarray:
+  """Returns the devices in that shape; `data` alone crosses TPU slices."""
+  # GPUs have slices too: hosts, which experts may well be spread over.
+  tpus = [d for d in devices if d.platform == 'tpu']
+  n = len({getattr(d, 'slice_index', 0) for d in tpus}) or 1
+  if sizes['data'] % n:
+    expected = f'data a multiple of {n}, the number of TPU slices'
+    raise UserError('config.mesh', spec, expected)
+  inner = sizes['data'] // n, sizes['fsdp'], sizes['expert']
+  # Else a torus of '4x4' chips would have no axis of 8.
+  split = {'allow_split_physical_axes': True}
+  if n == 1:
+    return mesh_utils.create_device_mesh(inner, devices, **split)
+  outer = n, 1, 1
+  return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split)
 
 
 def axis_sizes(spec: str, count: int) -> dict[str, int]:

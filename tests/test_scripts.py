@@ -8,6 +8,8 @@ import sys
 import pytest
 import yaml
 
+from softmoe import errors
+
 ROOT = pathlib.Path(__file__).parents[1]
 SHELL = sorted((ROOT / 'scripts').glob('*.sh'))
 
@@ -27,6 +29,31 @@ def test_what_is_missing_is_named(script):
   done = subprocess.run(['bash', script], capture_output=True, text=True)
   assert done.returncode
   assert 'the ' in done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+  'code, requeued',
+  [
+    (0, False),
+    (errors.FAILED, False),
+    (errors.BAD_INPUT, False),
+    (errors.STOPPED, True),
+  ],
+)
+def test_slurm_starts_again_only_what_stopped_midway(tmp_path, code, requeued):
+  calls = tmp_path / 'calls'
+  commands = {'srun': f'exit {code}', 'scontrol': f'echo "$@" >> {calls}'}
+  for name, body in commands.items():
+    command = tmp_path / name
+    command.write_text(f'#!/bin/sh\n{body}\n')
+    command.chmod(0o755)
+  done = subprocess.run(
+    ['bash', ROOT / 'scripts/slurm.sh', 'config.py', str(tmp_path / 'run')],
+    env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7'},
+  )
+  assert done.returncode == code
+  assert calls.exists() == requeued
+  assert not requeued or calls.read_text() == 'requeue 7\n'
 
 
 @pytest.fixture
@@ -55,8 +82,6 @@ def test_the_number_of_pods_is_the_same_everywhere(manifest):
 def test_a_pod_that_stopped_midway_starts_again_and_bad_input_does_not(
   manifest,
 ):
-  from softmoe import errors
-
   spec = manifest['Job']['spec']
   actions = {
     code: rule['action']

@@ -68,6 +68,72 @@ def test_bad_mesh_string_is_named(spec, expected):
   assert str(error.value).startswith(f'config.mesh: got {spec!r}; {expected}')
 
 
+class Chip:
+  """A TPU v5e as `mesh_utils` sees it."""
+
+  platform, device_kind, core_on_chip = 'tpu', 'TPU v5 lite', 0
+  __class__ = property(lambda self: jax.Device)  # for the types of arguments
+
+  def __init__(self, slice_index, x, y):
+    self.slice_index, self.coords = slice_index, (x, y, 0)
+    self.process_index = slice_index
+    self.id = (slice_index * 2 + x) * 4 + y
+
+
+def slices(count, chip=Chip):
+  """Returns the chips of slices of 2 x 4, those of all slices in turn."""
+  return [
+    chip(s, x, y) for x in range(2) for y in range(4) for s in range(count)
+  ]
+
+
+@pytest.mark.parametrize(
+  'spec, sizes',
+  [
+    ('data:-1', (16, 1, 1)),
+    ('data:-1,expert:8', (2, 1, 8)),
+    ('data:4,fsdp:2,expert:2', (4, 2, 2)),
+    ('data:-1,fsdp:8', (2, 8, 1)),
+  ],
+)
+def test_only_data_crosses_slices(spec, sizes):
+  mesh = sharding.make_mesh(spec, slices(2))
+  assert mesh.devices.shape == sizes
+  found = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  half = sizes[0] // 2
+  assert (found[:half] == 0).all()
+  assert (found[half:] == 1).all()
+
+
+@pytest.mark.parametrize(
+  'spec', ['expert:-1', 'data:1,fsdp:16', 'data:1,fsdp:4,expert:4']
+)
+def test_weights_that_would_cross_slices_are_refused(spec):
+  expected = (
+    r'^config\.mesh: .*; data a multiple of 2, the number of TPU slices'
+  )
+  with pytest.raises(UserError, match=expected):
+    sharding.make_mesh(spec, slices(2))
+
+
+def test_data_is_a_multiple_of_the_slices():
+  with pytest.raises(UserError, match='data a multiple of 3'):
+    sharding.make_mesh('data:4,fsdp:6', slices(3))
+
+
+def test_one_slice_is_no_network_of_slices():
+  mesh = sharding.make_mesh('expert:-1', slices(1))
+  assert mesh.devices.shape == (1, 1, 8)
+
+
+def test_experts_may_cross_hosts_of_gpus():
+  class Gpu(Chip):
+    platform, device_kind = 'gpu', 'NVIDIA H100 80GB HBM3'
+
+  mesh = sharding.make_mesh('expert:-1', slices(2, chip=Gpu))
+  assert mesh.devices.shape == (1, 1, 16)
+
+
 def spec_of(x):
   """Returns the placement without its trailing Nones."""
   spec = list(x.sharding.spec.partitions)

@@ -12,10 +12,9 @@ import sys
 import time
 
 import jax
-from jax._src.clusters import cloud_tpu_cluster, slurm_cluster
 
 from softmoe.errors import Lost, UserError
-from softmoe.process import peers
+from softmoe.process import jax_internals, peers
 
 _PORT = 8476  # of the coordinator, where no other is agreed on
 
@@ -110,7 +109,7 @@ def _slurm() -> Job | None:
   tasks = int(os.environ.get('SLURM_STEP_NUM_TASKS', 1))
   if tasks < 2:
     return None
-  cluster = slurm_cluster.SlurmCluster
+  cluster = jax_internals.SlurmCluster
   address = cluster.get_coordinator_address(None, None)
   return Job(address, tasks, cluster.get_process_id())
 
@@ -139,10 +138,7 @@ def _cloud_tpu() -> Job | None:
   """Returns the job of a TPU slice, or of several, of more than one host."""
   if 'tpu' not in (jax.config.values['jax_platforms'] or 'tpu'):
     return None
-  for cluster in (
-    cloud_tpu_cluster.GceTpuCluster,
-    cloud_tpu_cluster.GkeTpuCluster,
-  ):
+  for cluster in jax_internals.TPU_CLUSTERS:
     if cluster.is_env_present():
       count = cluster.get_process_count()
       if count == 1:

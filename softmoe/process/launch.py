@@ -18,6 +18,7 @@ from softmoe.errors import (
   FAILED,
   STOPPED,
   Diverged,
+  GaveUp,
   Lost,
   Stopped,
   UserError,
@@ -114,7 +115,7 @@ def guard(main: Callable[[], Any]) -> None:
       main()
   except UserError as e:
     peers.end(BAD_INPUT, str(e))
-  except Diverged as e:
+  except (Diverged, GaveUp) as e:
     peers.end(FAILED, str(e))
   except Lost as e:
     peers.end(STOPPED, str(e))

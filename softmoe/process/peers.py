@@ -9,41 +9,51 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed
 
-from softmoe.errors import STOPPED, Lost
+from softmoe.errors import STOPPED, Lost, UserError
+from softmoe.process import jax_internals
 
 _ENDED = 'softmoe/ended'  # key of why the job ended
 _FOREVER = 10**9  # milliseconds; the runtime watches over those who wait
 _FAREWELL = 5000  # milliseconds for the others to hear why it ended
 
-# Words of the runtimes for a process that can no longer be reached.
-_LOSSES = (
-  'Gloo',
-  'NCCL',
-  'UNAVAILABLE',
-  'ABORTED',
-  'CANCELLED',
-  'DEADLINE_EXCEEDED',
+# How the runtime's errors begin where a process can no longer be reached; those
+# of collectives have any status, and name the library and what went wrong.
+_LOSS = re.compile(
+  r'(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): '
+  r'|[A-Z_]+: .*(Gloo|NCCL).* failed: .*(by peer|remote p|network error'
+  r'|([Rr]ead|[Ww]rite) error|[Cc]onnect|[Ss]ocket closed|[Tt]imed? ?out)',
+  re.DOTALL,
 )
 
+_LENGTH = 300  # of what is shown of an error
 _GONE = 'another process of the job ended or cannot be reached'
 
 _ending = threading.Lock()  # whoever takes it ends the process
 _watcher: threading.Thread | None = None
+_told: list[Callable[[int], None]] = []  # called with the exit code
 _on_abort: Any = None  # kept: the C library holds no reference
 
 
 def is_loss(error: BaseException) -> bool:
-  """Tells whether an error comes of another process that is gone."""
-  return _client() is not None and any(w in str(error) for w in _LOSSES)
+  """Tells whether an error comes of another process that is gone.
+
+  The runtime says so, in an error of its own or in the cause of one: whatever
+  else raises an error may have the same words in it.
+  """
+  if jax_internals.num_processes() == 1 or isinstance(error, UserError):
+    return False
+  return _says_lost(error) or (
+    error.__cause__ is not None and is_loss(error.__cause__)
+  )
 
 
 @contextlib.contextmanager
@@ -56,19 +66,32 @@ def ending_on_loss() -> Iterator[None]:
     yield
   except Exception as e:
     if is_loss(e):
-      end(STOPPED, str(Lost(_GONE)))
+      end(STOPPED, str(Lost(f'{_GONE} ({_shortened(e)})')))
     raise
+
+
+@contextlib.contextmanager
+def telling_end(tell: Callable[[int], None]) -> Iterator[None]:
+  """Calls `tell` with the exit code if this process ends at once in here.
+
+  Nothing else runs then that waits on the way out.
+  """
+  _told.append(tell)
+  try:
+    yield
+  finally:
+    _told.remove(tell)
 
 
 def meet(place: str) -> None:
   """Waits until every process is at this place; each place but once."""
-  if client := _client():
+  if client := jax_internals.client():
     client.wait_at_barrier(f'softmoe/{place}', _FOREVER)
 
 
 def from_first(key: str, value: str) -> str:
   """Returns the value that process 0 has for `key`; each key but once."""
-  client = _client()
+  client = jax_internals.client()
   if client is None:
     return value
   if jax.process_index() == 0:
@@ -80,13 +103,13 @@ def from_first(key: str, value: str) -> str:
 def end(code: int, message: str) -> NoReturn:
   """Ends this process, and the others of its job, with one line and `code`."""
   message = ' '.join(message.split())
-  client = _client()
+  client = jax_internals.client()
   if client is None:
     _print(message)
     sys.exit(code)
   _ending.acquire()
   _print(message)
-  who = f'process {distributed.global_state.process_id}: '
+  who = f'process {jax_internals.process_id()}: '
   # Another may have said so before, or nobody can hear it.
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     client.key_value_set(_ENDED, json.dumps([code, who + message]))
@@ -95,7 +118,7 @@ def end(code: int, message: str) -> NoReturn:
 
 def leave() -> None:
   """Waits until all processes are done, so that none takes it for a loss."""
-  client = _client()
+  client = jax_internals.client()
   if client and _watcher:
     meet('done')
     if jax.process_index() == 0:
@@ -106,7 +129,9 @@ def leave() -> None:
 def watch() -> None:
   """Ends this process as soon as another one says that it ends."""
   global _watcher
-  _watcher = threading.Thread(target=_watch, args=[_client()], daemon=True)
+  _watcher = threading.Thread(
+    target=_watch, args=[jax_internals.client()], daemon=True
+  )
   _watcher.start()
 
 
@@ -140,6 +165,8 @@ def _watch(client: Any) -> None:
 
 def _exit(client: Any, code: int) -> NoReturn:
   """Exits once the others know; process 0 is the one that tells them."""
+  for tell in _told:
+    tell(code)
   # One may be dead, or too slow to wait for.
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     client.wait_at_barrier(_ENDED, _FAREWELL)
@@ -153,5 +180,12 @@ def _print(message: str) -> None:
   print('error:', message, file=sys.stderr)
 
 
-def _client() -> Any:
-  return distributed.global_state.client
+def _says_lost(error: BaseException) -> bool:
+  # On a CPU the runtime raises its status as a plain ValueError.
+  own = isinstance(error, jax.errors.JaxRuntimeError)
+  return (own or type(error) is ValueError) and bool(_LOSS.match(str(error)))
+
+
+def _shortened(error: BaseException) -> str:
+  text = ' '.join(f'{type(error).__name__}: {error}'.split())
+  return text if len(text) <= _LENGTH else text[:_LENGTH] + '...'

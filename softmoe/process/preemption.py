@@ -4,8 +4,8 @@ import os
 import signal
 
 import jax
-from jax._src import distributed
-from jax._src.lib import _jax
+
+from softmoe.process import jax_internals
 
 
 class StopSignal:
@@ -20,15 +20,15 @@ class StopSignal:
     self._name = ''
     self._steps = 0
     self._previous = {}
-    # Not JAX's own, which Orbax asks about steps of the past as well.
     several = jax.process_count() > 1
-    self._shared = _jax.create_preemption_sync_manager() if several else None
+    make = jax_internals.create_preemption_sync_manager
+    self._shared = make() if several else None
 
   def __enter__(self) -> 'StopSignal':
     for number in (signal.SIGTERM, signal.SIGINT):
       self._previous[number] = signal.signal(number, self._note)
     if self._shared:  # takes SIGTERM over; SIGINT is passed on to it
-      self._shared.initialize(distributed.global_state.client)
+      self._shared.initialize(jax_internals.client())
     return self
 
   def __exit__(self, *_) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -44,9 +45,10 @@ def claim(
   It is made if it does not exist; nothing is written into it.
 
   Raises:
-    UserError: it cannot be written to, holds files of something else, or
-      belongs to another experiment.
+    UserError: it is no path, cannot be written to, holds files of something
+      else, or belongs to another experiment.
   """
+  _check_mounted(workdir)
   workdir = pathlib.Path(workdir).expanduser()
   _make(workdir)
   if (workdir / 'config.json').exists():
@@ -86,6 +88,7 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   Raises:
     UserError: there is none, or it is not one.
   """
+  _check_mounted(workdir)
   values = _read_json(workdir / 'config.json')
   values.pop('fsdp', None)  # of old runs: now an axis of the mesh
   return experiment_lib.parse(values)
@@ -141,6 +144,17 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   temporary = path.with_name(f'.{path.name}')
   temporary.write_text(json.dumps(value, indent=2) + '\n')
   temporary.replace(path)
+
+
+def _check_mounted(workdir: str | os.PathLike) -> None:
+  """Raises if `workdir` is a URL such as 'gs://bucket/run'."""
+  # One slash is enough: a path of two has lost one.
+  if re.match(r'[A-Za-z][\w+.-]+:/', os.fspath(workdir)):
+    raise UserError(
+      '--workdir',
+      os.fspath(workdir),
+      'a path on a file system that is mounted here, such as by gcsfuse',
+    )
 
 
 def _make(workdir: pathlib.Path) -> None:

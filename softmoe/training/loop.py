@@ -15,7 +15,7 @@ from softmoe.costs import flops
 from softmoe.data import prefetch
 from softmoe.errors import Stopped
 from softmoe.process import peers, preemption
-from softmoe.runs import checkpoint
+from softmoe.runs import checkpoint, restarts
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import logger as logger_lib
@@ -40,6 +40,7 @@ def train(
       is found after something was written.
     Stopped: SIGTERM or SIGINT came; the state is saved.
     Diverged: the loss is no longer finite; the last checkpoint stays.
+    GaveUp: the starts before this one were lost, and gained no step.
   """
   workdir = workdir_lib.claim(workdir, config)
   result = workdir_lib.read_result(workdir)
@@ -64,10 +65,10 @@ def _train(
   with (
     preemption.StopSignal() as stop,
     workdir_lib.open_checkpoints(workdir, config) as checkpoints,
+    restarts.counting(workdir, checkpoints.latest() or 0) as start,
     peers.ending_on_loss(),
   ):
     # Restored before anything is written: it may be another model's.
-    start = checkpoints.latest() or 0
     state = state_lib.restore_or_init(experiment, checkpoints)
     if chief:
       _describe(experiment, workdir)

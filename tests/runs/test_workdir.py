@@ -8,6 +8,7 @@ import pytest
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
+from softmoe.evaluation import run
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import classification
 
@@ -37,6 +38,23 @@ def test_a_new_directory_is_made_and_stays_empty(tmp_path):
 def test_home_is_expanded(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert workdir_lib.claim('~/run', CONFIG) == tmp_path / 'run'
+
+
+@pytest.mark.parametrize('url', ['gs://bucket/run', 's3://bucket', 'gs:/run'])
+def test_a_url_is_refused_before_anything_is_made(tmp_path, monkeypatch, url):
+  monkeypatch.chdir(tmp_path)
+  for use in (
+    lambda: workdir_lib.claim(url, CONFIG),
+    lambda: workdir_lib.read_config(pathlib.Path(url)),
+    lambda: run.evaluate_workdir(url),
+  ):
+    with pytest.raises(UserError, match='^--workdir: .*mounted here, such as'):
+      use()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_colon_in_a_name_is_no_url(tmp_path):
+  workdir_lib.claim(tmp_path / 'lr:1e-3' / 'run', CONFIG)
 
 
 def test_what_a_run_leaves_that_was_killed_at_its_start_is_empty(tmp_path):
