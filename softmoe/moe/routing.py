@@ -10,7 +10,14 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  ClassVar,
+  NamedTuple,
+  Protocol,
+  runtime_checkable,
+)
 
 import jax
 from flax import nnx
@@ -20,6 +27,10 @@ from jaxtyping import Array, Bool, Float
 from softmoe.errors import UserError
 
 STATIC = {'static': True}
+if TYPE_CHECKING:
+  Shapes = Array
+else:  # What checks types in tests must let pass what `jax.eval_shape` returns.
+  Shapes = Array | jax.ShapeDtypeStruct
 
 
 class Slots(NamedTuple):
@@ -64,13 +75,13 @@ class Assignment:
     granted: the pairs that experts keep; routers leave it to `MoE.route`.
   """
 
-  gates: Float[Array, '*b m e']
-  priority: Float[Array, '*b m e']
+  gates: Float[Shapes, '*b m e']
+  priority: Float[Shapes, '*b m e']
   capacity: int | None = dataclasses.field(default=None, metadata=STATIC)
   choices: int | None = dataclasses.field(default=None, metadata=STATIC)
   adaptive: bool = dataclasses.field(default=False, metadata=STATIC)
   expected: float | None = dataclasses.field(default=None, metadata=STATIC)
-  granted: Bool[Array, '*b m e'] | None = None
+  granted: Bool[Shapes, '*b m e'] | None = None
 
   @property
   def dropless(self) -> bool:

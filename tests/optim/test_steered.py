@@ -1,4 +1,4 @@
-"""Rules move steered parameters once a step, in any loop."""
+"""Rules move steered parameters once a step, in any optimizer and loop."""
 
 import functools
 import math

@@ -1,0 +1,209 @@
+"""Any module as the expert: with dropout, with state, on a mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from softmoe.errors import UserError
+from softmoe.moe import experts, layer, mlp
+from softmoe.moe.routers import (
+  experts_choice,
+  mixture_of_tokens,
+  soft,
+  tokens_choice,
+)
+
+P = jax.P
+QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
+B, M, WIDTH, EXPERTS = 8, 6, 16, 8
+KEY = jax.random.key(1)
+
+
+class Drops(nnx.Module):
+  """Returns its input, half of it dropped in training."""
+
+  def __init__(self, rngs):
+    self.scale = nnx.Param(rngs.normal((WIDTH, WIDTH)))
+
+  def __call__(self, x, key=None):
+    x = x + 0 * (x @ self.scale[...])
+    if key is None:
+      return x
+    return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+
+
+class OwnStreams(nnx.Module):
+  def __init__(self, rngs):
+    self.linear = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+  def __call__(self, x):
+    return self.dropout(self.linear(x))
+
+
+ROUTERS = {
+  'soft': lambda: soft.SoftRouter(WIDTH, EXPERTS, 2, rngs=nnx.Rngs(0)),
+  'experts_choice': lambda: experts_choice.ExpertsChoice(
+    WIDTH, EXPERTS, capacity_factor=2.0, rngs=nnx.Rngs(0)
+  ),
+}
+
+
+def dropless():
+  return tokens_choice.TokensChoice(
+    WIDTH, EXPERTS, capacity_factor=None, rngs=nnx.Rngs(0)
+  )
+
+
+def make(router, create=Drops, **options):
+  stack = experts.Experts(create, EXPERTS, rngs=nnx.Rngs(0))
+  return layer.MoE(router, stack, **options)
+
+
+def tokens():
+  return jax.random.normal(jax.random.key(0), (B, M, WIDTH))
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def apply(module, x, key=None):
+  return module(x, key=key)[0]
+
+
+def test_experts_drop_out_in_training_alone():
+  module, x = make(ROUTERS['soft']()), tokens()
+  whole, dropped = apply(module, x), apply(module, x, KEY)
+  slots, _ = module.router(x[0])
+  expected = jnp.einsum('td,tes,ues->ud', x[0], slots.dispatch, slots.combine)
+  np.testing.assert_allclose(whole[0], expected, rtol=1e-4, atol=1e-5)
+  assert np.all(np.abs(whole - dropped).max(axis=(1, 2)) > 0.01)
+  np.testing.assert_array_equal(dropped, apply(module, x, KEY))
+  assert np.any(dropped != apply(module, x, jax.random.key(2)))
+
+
+def test_every_expert_and_group_draws_for_itself():
+  stack = experts.Experts(Drops, 3, rngs=nnx.Rngs(0))
+  keys = jax.random.split(KEY, (3, 2))
+  y = np.asarray(stack(jnp.ones((3, 2, 4, WIDTH)), keys))
+  masks = {row.tobytes() for row in y.reshape(6, -1)}
+  assert len(masks) == 6
+  assert set(np.unique(y)) == {0.0, 1.0}
+  assert np.all(stack(jnp.ones((3, 2, 4, WIDTH))) == 1)
+
+
+@pytest.mark.parametrize('size', [1, 4])
+def test_groups_across_examples_draw_for_themselves(size):
+  router = mixture_of_tokens.MixtureOfTokens(
+    WIDTH, EXPERTS, group_size=size, rngs=nnx.Rngs(0)
+  )
+  x = jnp.broadcast_to(tokens()[:, :1], (B, M, WIDTH))  # the same at each place
+  y = np.asarray(apply(make(router), x, KEY))
+  assert len({y[:, t].tobytes() for t in range(M)}) == M
+
+
+@pytest.mark.parametrize('name', ROUTERS)
+@pytest.mark.parametrize('axes', [('data', 'expert'), ('data',)], ids=str)
+def test_a_mesh_drops_the_same(mesh, axes, name):
+  x = tokens()
+  expected = apply(make(ROUTERS[name]()), x, KEY)
+  mesh(2, 4)
+  actual = apply(make(ROUTERS[name]()), jax.device_put(x, P(axes)), KEY)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_of_slots_draw_for_themselves(mesh):
+  mesh(2, 4)
+  router = soft.SoftRouter(
+    WIDTH, EXPERTS, 2, dispatch='uniform', combine='uniform', rngs=nnx.Rngs(0)
+  )
+  module = make(router, exchange_chunks=2)
+  x = jax.device_put(jnp.ones((B, M, WIDTH)), P(('data', 'expert')))
+  # All slots hold the mean of the tokens: how many of the 16 kept it?
+  kept = np.round(16 * np.asarray(apply(module, x, KEY))).astype(int)
+  assert np.any(kept % 2)  # not both of an expert or neither
+
+
+def test_shared_modules_get_a_key_for_each_example():
+  x = jnp.broadcast_to(tokens()[:1], (B, M, WIDTH))
+  linear = lambda rngs: nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+  options = dict(create=linear, shared=Drops(nnx.Rngs(0)))
+  with_shared = make(ROUTERS['soft'](), **options)
+  routed = apply(make(ROUTERS['soft'](), linear), x)
+  np.testing.assert_allclose(apply(with_shared, x) - routed, x, atol=1e-4)
+  part = np.asarray(apply(with_shared, x, KEY) - routed)
+  dropped = np.abs(part) < 1e-4
+  assert 0.4 < np.mean(dropped) < 0.6
+  assert len({row.tobytes() for row in dropped}) == B
+
+
+def test_dropless_experts_take_no_key():
+  message = "experts: got 'calls that take `key`'; calls without `key`, or a"
+  with pytest.raises(UserError, match=message):
+    make(dropless())(tokens(), key=KEY)
+  with pytest.raises(UserError, match=message):
+    make(dropless())(tokens())
+
+
+@pytest.mark.parametrize(
+  ('create', 'variable'),
+  [
+    (OwnStreams, "RngCount 'dropout.rngs.count'"),
+    (lambda rngs: nnx.BatchNorm(WIDTH, rngs=rngs), "BatchStat 'mean'"),
+  ],
+)
+def test_state_is_refused(create, variable):
+  with pytest.raises(UserError) as error:
+    experts.Experts(create, EXPERTS, rngs=nnx.Rngs(0))
+  assert str(error.value) == (
+    f'experts: got "{variable}"; parameters alone; for dropout, a call that'
+    ' takes `key`'
+  )
+  linear = lambda rngs: nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+  with pytest.raises(UserError, match='shared: got'):
+    make(dropless(), linear, shared=create(nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+  ('name', 'axes'),
+  [
+    ('soft', ('data',)),
+    ('experts_choice', ()),
+    ('dropless', ('data', 'fsdp', 'expert')),
+  ],
+)
+def test_unchecked_axes_change_nothing(mesh, name, axes):
+  """Values and gradients of `check_vma=False`, fsdp and copies included."""
+  router = (ROUTERS | {'dropless': dropless})[name]
+  create = lambda rngs: mlp.Mlp(WIDTH, 5, rngs=rngs)
+  module = make(router(), create, shared=create(nnx.Rngs(1)))
+  graphdef, params = nnx.split(module, nnx.Param)
+
+  def run(graphdef, params, x):
+    def loss(params, x):
+      y, aux = nnx.merge(graphdef, params)(x)
+      return jnp.sum(y**2) + sum(aux['losses'].values()), (y, aux['losses'])
+
+    f = jax.grad(loss, (0, 1), has_aux=True)
+    return jax.jit(f, compiler_options=QUICK)(params, x)
+
+  expected = run(graphdef, params, tokens())
+  mesh(2, 2, 2)
+  module.check_vma = False
+  graphdef = nnx.graphdef(module)
+  put = lambda spec: lambda w: jax.device_put(w, spec)
+  params['experts'] = jax.tree.map(put(P('expert')), params['experts'])
+  params['router'] = jax.tree.map(
+    lambda w: put(P('fsdp') if w.ndim > 1 else P())(w), params['router']
+  )
+  params['shared'] = jax.tree.map(put(P()), params['shared'])
+  actual = run(graphdef, params, jax.device_put(tokens(), P(axes or None)))
+  jax.tree.map(
+    lambda a, e: np.testing.assert_allclose(
+      a, e, rtol=1e-4, atol=1e-5 * max(1, np.max(np.abs(e)))
+    ),
+    actual,
+    expected,
+  )
