@@ -16,7 +16,10 @@ from softmoe.models import mixtures, vit
 from softmoe.moe.routers import soft, threshold, tokens_choice
 
 WIDTH, MLP_DIM = 6, 10
-NEEDED = {'experts_choice': dict(capacity_factor=1.0)}
+NEEDED = {
+  'experts_choice': dict(capacity_factor=1.0),
+  'hash': dict(router_options=(('vocab_size', 50),)),
+}
 
 
 def make(router, **fields):
