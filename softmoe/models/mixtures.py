@@ -182,7 +182,7 @@ def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
     return moe.num_experts / moe.group_size
   if moe.router == 'experts_choice':
     return moe.capacity_factor
-  return moe.k if 'k' in fields else moe.num_experts
+  return float(moe.k if 'k' in fields else moe.num_experts)
 
 
 def make_router(
