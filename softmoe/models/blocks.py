@@ -1,18 +1,20 @@
-"""Parts that transformers share: attention, dropout, the pre-norm block.
+"""Parts that transformers share: dropout, the pre-norm block.
 
-Axes: `b` images, `n` tokens, `d` width, `h` heads, `k` width of a head.
+Axes: `b` examples, `n` tokens, `d` width.
 
 Randomness comes in as a key; no key means evaluation, without dropout.
 """
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from softmoe import sharding
+from softmoe.models import attention, mixtures, norms
 from softmoe.models import config as config_lib
-from softmoe.models import mixtures
 from softmoe.moe import layer
 
 Key = PRNGKeyArray | None
@@ -38,81 +40,6 @@ def dropout(
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-class Attention(nnx.Module):
-  """Multi-head attention, with optional LayerNorm of queries and keys."""
-
-  def __init__(
-    self, config: config_lib.TransformerConfig, *, qk_norm: bool, rngs: nnx.Rngs
-  ):
-    width, self.num_heads = config.width, config.num_heads
-    linear = lambda: nnx.Linear(
-      width,
-      width,
-      kernel_init=nnx.initializers.xavier_uniform(),
-      dtype=jnp.dtype(config.dtype),
-      param_dtype=jnp.dtype(config.param_dtype),
-      rngs=rngs,
-    )
-    self.query, self.key, self.value = linear(), linear(), linear()
-    self.out = linear()
-    norm = lambda: layer_norm(
-      config, width // self.num_heads, use_bias=False, rngs=rngs
-    )
-    self.query_norm = norm() if qk_norm else None
-    self.key_norm = norm() if qk_norm else None
-
-  def __call__(
-    self, x: Float[Array, 'b q d'], memory: Float[Array, 'b n d']
-  ) -> Float[Array, 'b q d']:
-    """Returns what the queries `x` read from `memory`."""
-    query = self._heads(self.query(x), self.query_norm)
-    key = self._heads(self.key(memory), self.key_norm)
-    value = self._heads(self.value(memory), None)
-    y = jnp.swapaxes(attend(query, key, value), 1, 2)  # b q h k
-    return self.out(y.reshape(x.shape))
-
-  def _heads(
-    self, x: Float[Array, 'b n d'], norm: nnx.LayerNorm | None
-  ) -> Float[Array, 'b h n k']:
-    x = x.reshape(*x.shape[:-1], self.num_heads, -1)
-    return jnp.swapaxes(x if norm is None else norm(x), 1, 2)
-
-
-def attend(
-  query: Float[Array, 'b h q k'],
-  key: Float[Array, 'b h n k'],
-  value: Float[Array, 'b h n k'],
-) -> Float[Array, 'b h q k']:
-  """Softmax attention, scaled by the root of the head's width, in float32.
-
-  Heads come before tokens: on a CPU both products are then plain batched
-  matmuls, which `jax.nn.dot_product_attention` does not give.
-  """
-  logits = jnp.einsum(
-    'bhqk,bhnk->bhqn', query, key, preferred_element_type=jnp.float32
-  )
-  weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5)
-  return jnp.einsum('bhqn,bhnk->bhqk', weights.astype(value.dtype), value)
-
-
-def layer_norm(
-  config: config_lib.TransformerConfig,
-  width: int,
-  *,
-  use_bias: bool = True,
-  rngs: nnx.Rngs,
-) -> nnx.LayerNorm:
-  """Returns a LayerNorm of the model's types, epsilon 1e-6."""
-  return nnx.LayerNorm(
-    width,
-    epsilon=1e-6,
-    use_bias=use_bias,
-    dtype=jnp.dtype(config.dtype),
-    param_dtype=jnp.dtype(config.param_dtype),
-    rngs=rngs,
-  )
-
-
 class Block(nnx.Module):
   """Pre-norm transformer block; its second half is an MLP or an MoE layer."""
 
@@ -120,9 +47,11 @@ class Block(nnx.Module):
     self, config: config_lib.TransformerConfig, *, moe: bool, rngs: nnx.Rngs
   ):
     self.dropout, self.dtype = config.dropout, jnp.dtype(config.dtype)
-    self.attention_norm = layer_norm(config, config.width, rngs=rngs)
-    self.attention = Attention(config, qk_norm=config.qk_norm, rngs=rngs)
-    self.mlp_norm = layer_norm(config, config.width, rngs=rngs)
+    self.attention_norm = norms.layer_norm(config, config.width, rngs=rngs)
+    self.attention = attention.Attention(
+      config, qk_norm=config.qk_norm, rngs=rngs
+    )
+    self.mlp_norm = norms.layer_norm(config, config.width, rngs=rngs)
     self.mlp = (
       mixtures.make_moe(config, rngs)
       if moe
@@ -134,28 +63,49 @@ class Block(nnx.Module):
     x: Float[Array, 'b n d'],
     drop_path: Float[Array, ''] | float | None = None,
     key: Key = None,
-    mask: Bool[Array, ' b'] | None = None,
-  ) -> tuple[Float[Array, 'b n d'], dict]:
-    """Returns the tokens and the MoE layer's `aux` (empty for an MLP).
+    cache: attention.Cache | None = None,
+    *,
+    mask: Bool[Array, 'b n'] | None = None,
+    token_ids: Int[Array, 'b n'] | None = None,
+    router_options: dict[str, Any] | None = None,
+    attention_mask: Bool[Array, '#b m'] | None = None,
+    causal: bool = False,
+    segments: Int[Array, '#b n'] | None = None,
+    positions: Int[Array, '#b n'] | None = None,
+  ) -> tuple[Float[Array, 'b n d'], dict[str, Any], attention.Cache | None]:
+    """Returns the tokens, the MoE layer's `aux` (empty for an MLP), the cache.
 
     Args:
       x: tokens.
-      drop_path: probability that an image skips a half of the block; None: 0.
+      drop_path: probability that an example skips a half of the block; None: 0.
       key: for dropout, drop path and routing noise; None: none of them.
-      mask: False where an image only fills the batch up.
+      cache: of the tokens before `x`.
+      mask: False where a token only fills up: it reaches no expert.
+      token_ids: places in the vocabulary, for a router that looks at them.
+      router_options: further arguments of the router's call, by name.
+      attention_mask: False where a token must not be read; this and the rest
+        are as in `attention.Attention`.
+      causal: no token reads a later one.
+      segments: documents, by number.
+      positions: of the tokens.
     """
     keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-    y = self.attention_norm(x)
-    y = sharding.gather(self.attention, self.dtype)(y, y)
+    y, cache = sharding.gather(self.attention, self.dtype)(
+      self.attention_norm(x),
+      mask=attention_mask,
+      causal=causal,
+      segments=segments,
+      positions=positions,
+      cache=cache,
+    )
     x = x + self._drop(y, drop_path, keys[0], keys[1])
     y, aux = self.mlp_norm(x), {}
     if isinstance(self.mlp, layer.MoE):
-      if mask is not None:
-        mask = jnp.broadcast_to(mask[:, None], x.shape[:2])
-      y, aux = self.mlp(y, mask, key=keys[4])
+      options = router_options or {}
+      y, aux = self.mlp(y, mask, key=keys[4], token_ids=token_ids, **options)
     else:
       y = sharding.gather(self.mlp, self.dtype)(y)
-    return x + self._drop(y, drop_path, keys[2], keys[3]), aux
+    return x + self._drop(y, drop_path, keys[2], keys[3]), aux, cache
 
   def _drop(self, y, drop_path, dropout_key, path_key):
     if self.dropout:

@@ -1,4 +1,4 @@
-"""The fields that transformers share, and those of their MoE blocks."""
+"""The fields of models: what transformers share, and what each adds."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,8 @@ class MoEConfig:
   """
 
   router: str = 'soft'  # or 'my_module:MyRouter'
-  router_options: tuple[tuple[str, Any], ...] = ()  # (argument, value) pairs
+  # (argument, value) pairs of what a router takes beside the fields below.
+  router_options: tuple[tuple[str, Any], ...] = ()
   blocks: tuple[int, ...] = ()  # indices of the MoE blocks; empty: none
   num_experts: int = 1
   expert_dim: int = 0  # hidden width of an expert; 0: mlp_dim
@@ -45,6 +46,8 @@ class TransformerConfig:
   mlp_dim: int = 1536
   num_heads: int = 6
   qk_norm: bool = False
+  attention: str = 'auto'  # or 'plain', 'xla', 'cudnn'
+  positions: str = 'none'  # 'rotary': in the attention of tokens to each other
   dropout: float = 0.0
   drop_path: float = 0.0  # rate of the last block; grows linearly with depth
   dtype: str = 'float32'  # of the computation
@@ -52,3 +55,12 @@ class TransformerConfig:
   remat: bool = False  # compute blocks again in the backward pass
   scan: bool = False  # one compiled body for each run of equal blocks
   moe: MoEConfig = MoEConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(TransformerConfig):
+  """A vision transformer; `vit.variant('S/16')` fills the sizes."""
+
+  patch_size: tuple[int, int] = (16, 16)
+  pool: str = 'gap'  # 'gap', 'token' or 'map'
+  representation_size: int = 0  # width of the tanh pre-logits layer; 0: none

@@ -1,19 +1,21 @@
 """From the fields of a config to an MoE layer: the registry of routers."""
 
 import dataclasses
-import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import config as softmoe_config
 from softmoe.errors import UserError
 from softmoe.models import config as config_lib
 from softmoe.moe import experts, layer, mlp, routing
 from softmoe.moe.routers import (
   bias_balanced,
   experts_choice,
+  hashing,
   mixture_of_tokens,
   relu,
   soft,
@@ -26,29 +28,29 @@ class Entry(NamedTuple):
   """How a router is made.
 
   Attributes:
-    create: called with width, number of experts, param_dtype and rngs.
-    fields: those of `MoEConfig` that it takes too, under the same names.
+    cls: its class.
+    fields: those of `MoEConfig` that it takes, under the same names.
     optional: those of `fields` that it takes as None where the config, whose
       fields are never None, has 0.
+    derive: from the fields to further arguments, which follow from them.
   """
 
-  create: Callable[..., routing.Router]
-  fields: tuple[str, ...]
+  cls: Callable[..., routing.Router]
+  fields: tuple[str, ...] = ()
   optional: tuple[str, ...] = ()
+  derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}
 
 
-def _identity(width, num_experts, slots_per_expert, *, param_dtype, rngs):
-  return soft.IdentityRouter(num_experts, slots_per_expert)
+def _mode(fields: dict[str, Any]) -> dict[str, Any]:
+  dropless = fields['capacity_factor'] is None
+  return {'mode': 'dropless' if dropless else 'capacity'}
 
 
-def _threshold(width, num_experts, *, param_dtype, rngs, **fields):
-  mode = 'dropless' if fields['capacity_factor'] is None else 'capacity'
-  return threshold.Threshold(width, num_experts, mode=mode, rngs=rngs, **fields)
-
-
-def _soft(**weights: str) -> Entry:
-  create = functools.partial(soft.SoftRouter, **weights)
-  return Entry(create, ('slots_per_expert',))
+def _soft(dispatch: str = 'soft', combine: str = 'soft') -> Entry:
+  weights = dict(dispatch=dispatch, combine=combine)
+  return Entry(
+    soft.SoftRouter, ('slots_per_expert',), derive=lambda fields: weights
+  )
 
 
 ROUTERS = {
@@ -56,7 +58,8 @@ ROUTERS = {
   'uniform': _soft(dispatch='uniform', combine='uniform'),
   'uniform_soft': _soft(dispatch='uniform'),
   'soft_uniform': _soft(combine='uniform'),
-  'identity': Entry(_identity, ('slots_per_expert',)),
+  'identity': Entry(soft.IdentityRouter, ('slots_per_expert',)),
+  'hash': Entry(hashing.HashRouter),
   'mixture_of_tokens': Entry(
     mixture_of_tokens.MixtureOfTokens, ('group_size', 'temperature')
   ),
@@ -79,9 +82,10 @@ ROUTERS = {
     ('capacity_factor', 'softmax_over', 'noise_std'),
   ),
   'threshold': Entry(
-    _threshold,
+    threshold.Threshold,
     ('threshold', 'capacity_factor', 'eval_capacity_factor', 'balance'),
     optional=('capacity_factor', 'eval_capacity_factor'),
+    derive=_mode,
   ),
   'bias_balanced': Entry(
     bias_balanced.BiasBalanced,
@@ -90,10 +94,16 @@ ROUTERS = {
   ),
   'relu': Entry(relu.ReLURouter, ('k',)),
 }
+OPTIONS = 'config.model.moe.router_options'
+NAMED = (
+  inspect.Parameter.POSITIONAL_OR_KEYWORD,
+  inspect.Parameter.KEYWORD_ONLY,
+)
 # What the layer reads, whatever the router.
 COMMON = frozenset(
   (
     'router',
+    'router_options',
     'blocks',
     'num_experts',
     'expert_dim',
@@ -128,6 +138,8 @@ def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
       exchange_chunks=moe.exchange_chunks,
     )
   except UserError as e:
+    if e.field in dict(moe.router_options):
+      raise UserError(OPTIONS, (e.field, e.given), e.expected) from e
     raise UserError(f'config.model.moe.{e.field}', e.given, e.expected) from e
 
 
@@ -136,9 +148,9 @@ def is_dropless(moe: config_lib.MoEConfig) -> bool:
 
   The answer for training is that of `in_training(moe)`.
   """
-  if moe.router == 'relu':
+  if moe.router in ('relu', 'hash'):
     return True
-  sparse = 'capacity_factor' in ROUTERS[moe.router].optional
+  sparse = 'capacity_factor' in entry_of(moe.router).optional
   return sparse and not (moe.eval_capacity_factor or moe.capacity_factor)
 
 
@@ -160,7 +172,9 @@ def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
     moe: of an MoE block.
     num_tokens: of an example.
   """
-  fields = ROUTERS[moe.router].fields
+  fields = entry_of(moe.router).fields
+  if moe.router == 'hash':
+    return 1.0
   if 'slots_per_expert' in fields:
     slots = moe.num_experts * moe.slots_per_expert
     return slots / (num_tokens * moe.group_size)
@@ -168,25 +182,73 @@ def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
     return moe.num_experts / moe.group_size
   if moe.router == 'experts_choice':
     return moe.capacity_factor
-  return moe.k if 'k' in fields else moe.num_experts
+  return float(moe.k if 'k' in fields else moe.num_experts)
 
 
 def make_router(
   config: config_lib.TransformerConfig, rngs: nnx.Rngs
 ) -> routing.Router:
   """Returns the router alone."""
-  entry, values = ROUTERS[config.moe.router], dataclasses.asdict(config.moe)
+  moe = config.moe
+  entry = entry_of(moe.router)
+  common = dict(
+    width=config.width,
+    num_experts=moe.num_experts,
+    param_dtype=jnp.dtype(config.param_dtype),
+    rngs=rngs,
+  )
+  further = _arguments(entry, moe) | dict(moe.router_options)
+  if is_own(moe.router):
+    sizes = common.pop('width'), common.pop('num_experts')
+    return entry.cls(*sizes, **_taken(entry, common), **further)
+  return entry.cls(**_taken(entry, common), **further)
+
+
+def entry_of(router: str) -> Entry:
+  """Returns how a router is made, one of the registry's or of one's own.
+
+  One's own, 'my_module:MyRouter', is called with the width, the number of
+  experts and `rngs=`, with `param_dtype=` if it takes that, and with
+  `MoEConfig.router_options`.
+
+  Raises:
+    UserError: there is no such router.
+  """
+  if is_own(router):
+    return Entry(softmoe_config.load('model.moe.router', router))
+  if router not in ROUTERS:
+    expected = f"one of {sorted(ROUTERS)} or 'my_module:MyRouter'"
+    raise UserError('config.model.moe.router', router, expected)
+  return ROUTERS[router]
+
+
+def is_own(router: str) -> bool:
+  """Tells whether a router is not of this package."""
+  return ':' in router
+
+
+def _arguments(entry: Entry, moe: config_lib.MoEConfig) -> dict[str, Any]:
+  """Returns the arguments that come from fields of the config."""
+  values = dataclasses.asdict(moe)
   if not values['eval_capacity_factor']:  # as in training
     values['eval_capacity_factor'] = values['capacity_factor']
   fields = {name: values[name] for name in entry.fields}
   fields |= {name: fields[name] or None for name in entry.optional}
-  return entry.create(
-    config.width,
-    config.moe.num_experts,
-    param_dtype=jnp.dtype(config.param_dtype),
-    rngs=rngs,
-    **fields,
-  )
+  return fields | entry.derive(fields)
+
+
+def _parameters(entry: Entry) -> dict[str, inspect.Parameter]:
+  """Returns what the constructor takes, by name, without `self`."""
+  # Modules have a metaclass, which hides the signature of the class itself.
+  is_class = isinstance(entry.cls, type)
+  signature = inspect.signature(entry.cls.__init__ if is_class else entry.cls)
+  return dict(list(signature.parameters.items())[is_class:])
+
+
+def _taken(entry: Entry, arguments: dict[str, Any]) -> dict[str, Any]:
+  """Returns those of the arguments that the constructor names."""
+  names = _parameters(entry)
+  return {k: v for k, v in arguments.items() if k in names}
 
 
 def make_mlp(
@@ -204,22 +266,42 @@ def make_mlp(
 
 def check(moe: config_lib.MoEConfig) -> None:
   """Raises a UserError for a router or field that would have no effect."""
-  if moe.router not in ROUTERS:
-    raise UserError(
-      'config.model.moe.router', moe.router, f'one of {sorted(ROUTERS)}'
-    )
-  read = COMMON | set(ROUTERS[moe.router].fields)
+  entry = entry_of(moe.router)
+  read = COMMON | set(entry.fields)
+  reason = f'the router {moe.router!r} does not read it'
+  if is_own(moe.router):
+    reason = 'a router of your own takes its settings by `router_options`'
   for field in dataclasses.fields(moe):
     given = getattr(moe, field.name)
     if field.name not in read and given != field.default:
       raise UserError(
-        f'config.model.moe.{field.name}',
-        given,
-        f'{field.default!r}: the router {moe.router!r} does not read it',
+        f'config.model.moe.{field.name}', given, f'{field.default!r}: {reason}'
       )
+  _check_options(entry, moe)
   if moe.exchange_chunks != 1 and is_dropless(in_training(moe)):
     raise UserError(
       'config.model.moe.exchange_chunks',
       moe.exchange_chunks,
       '1, since dropless experts have no slots',
     )
+
+
+def _check_options(entry: Entry, moe: config_lib.MoEConfig) -> None:
+  """Raises a UserError for an option that is unknown, doubled or missing."""
+  parameters, names = _parameters(entry), [k for k, _ in moe.router_options]
+  known = {'rngs', 'param_dtype', 'width', 'num_experts'}
+  if is_own(moe.router):
+    known |= set(list(parameters)[:2])  # whatever they are called
+  known |= set(_arguments(entry, moe))
+  named = {k: p for k, p in parameters.items() if p.kind in NAMED}
+  free = sorted(set(named) - known)
+  missing = [k for k in free if named[k].default is inspect.Parameter.empty]
+  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  for name in names:
+    valid = name not in known if takes_any else name in free
+    if not valid or names.count(name) > 1:
+      expected = f'{moe.router!r} takes each of {free} once, nothing else'
+      raise UserError(OPTIONS, name, expected)
+  for name in missing:
+    if name not in names:
+      raise UserError(OPTIONS, moe.router_options, f'a value of {name!r} too')

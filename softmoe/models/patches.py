@@ -3,13 +3,12 @@
 Axes: `b` images, `n` tokens, `d` width.
 """
 
-from typing import Any
-
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe import sharding
+from softmoe.models.config import ViTConfig
 
 
 class PatchEmbedding(nnx.Module):
@@ -22,7 +21,7 @@ class PatchEmbedding(nnx.Module):
 
   def __init__(
     self,
-    config: Any,
+    config: ViTConfig,
     image_size: tuple[int, int],
     channels: int,
     *,

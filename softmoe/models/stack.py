@@ -1,14 +1,278 @@
-"""TEMPORARY"""
+"""A stack of transformer blocks: made, applied, and as parameters.
+
+Plain functions over the `nnx.List` that a model keeps as its `blocks`. With
+`scan`, neighbours of one kind share an entry, whose parameters have a leading
+axis of blocks; without, every block is an entry.
+
+Axes: `b` examples, `n` tokens, `d` width.
+"""
+
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from softmoe import sharding
+from softmoe.errors import UserError
+from softmoe.models import attention, blocks, mixtures
+from softmoe.models.config import TransformerConfig
+from softmoe.moe.execution import run as execution
+
+DTYPES = ('float32', 'bfloat16')
+POSITIONS = ('none', 'rotary')
 
 
-def stacked(model):
-  return nnx.to_pure_dict(
-    jax.tree.map(
-      lambda v: v.replace(0),
-      nnx.state(model, nnx.Param),
-      is_leaf=lambda x: isinstance(x, nnx.Variable),
+def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
+  """Returns (is MoE, number of blocks) of each entry of the stack."""
+  kinds = [i in config.moe.blocks for i in range(config.depth)]
+  if not config.scan:
+    return [(kind, 1) for kind in kinds]
+  return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
+
+
+def make_blocks(config: TransformerConfig, rngs: nnx.Rngs) -> list[Any]:
+  """Creates the blocks; block i has the same parameters, stacked or not."""
+  keys = jax.random.split(rngs.params(), config.depth)
+  made, start = [], 0
+  for moe, length in runs(config):
+    create = lambda key, moe=moe: blocks.Block(
+      config, moe=moe, rngs=nnx.Rngs(key)
     )
+    if config.scan:
+      run = jax.vmap(create)(keys[start : start + length])
+      for _, node in nnx.iter_graph(run):
+        if isinstance(node, nnx.Variable):
+          node.set_metadata(stacked=True)
+      made.append(run)
+    else:
+      made.append(create(keys[start]))
+    start += length
+  return made
+
+
+def init_caches(
+  config: TransformerConfig, batch: int, length: int
+) -> list[attention.Cache]:
+  """Returns an empty cache for each entry; see `attention.init_cache`."""
+  one = attention.init_cache(config, batch, length)
+  if not config.scan:
+    return [one] * config.depth
+  many = lambda size: jax.tree.map(lambda v: jnp.stack([v] * size), one)
+  return [many(size) for _, size in runs(config)]
+
+
+def apply_blocks(
+  entries: Sequence[Any],
+  config: TransformerConfig,
+  x: Float[Array, 'b n d'],
+  key: blocks.Key = None,
+  *,
+  caches: list[attention.Cache] | None = None,
+  **shared: Any,
+) -> tuple[Float[Array, 'b n d'], dict[str, Any], list[attention.Cache] | None]:
+  """Runs the blocks in order, a run of stacked ones by one `scan`.
+
+  Args:
+    entries: of `make_blocks`.
+    config: that they were made with.
+    x: tokens.
+    key: for dropout, drop path and routing noise; None at evaluation.
+    caches: of `init_caches`, or as the last call returned them.
+    **shared: arguments of `Block` that are the same for every block, by name:
+      `mask`, `token_ids`, `router_options`, `attention_mask`, `causal`,
+      `segments`, `positions`.
+
+  Returns:
+    The tokens, the blocks' `aux` merged, and the caches with the tokens added.
+  """
+  rates = drop_path_rates(config)
+  keys = None if key is None else jax.random.split(key, config.depth)
+  part = lambda values, i: None if values is None else values[i]
+  apply = _checkpoint(
+    config, lambda block, x, *per_block: block(x, *per_block, **shared)
   )
+  auxes, grown, start = [], [], 0
+  for i, (entry, (_, length)) in enumerate(
+    zip(entries, runs(config), strict=True)
+  ):
+    cache = part(caches, i)
+    if config.scan:
+      span = slice(start, start + length)
+      x, (aux, cache) = _scan(
+        apply, x, (entry, part(rates, span), part(keys, span), cache)
+      )
+    else:
+      x, aux, cache = apply(
+        entry, x, part(rates, start), part(keys, start), cache
+      )
+      aux = jax.tree.map(lambda v: v[None], aux)
+    auxes += [aux] if aux else []
+    grown.append(cache)
+    start += length
+  return x, merge_aux(auxes), None if caches is None else grown
+
+
+def _scan(apply: Callable, x: Array, stacked: tuple):
+  def body(x, per_block):
+    x, aux, cache = apply(per_block[0], x, *per_block[1:])
+    return x, (aux, cache)
+
+  return jax.lax.scan(body, x, stacked)
+
+
+def _checkpoint(config: TransformerConfig, apply: Callable) -> Callable:
+  """Returns `apply`, whose backward pass finds no more than it should."""
+  if config.remat:
+    # Of a block no more than what it would take another exchange to have.
+    policy = jax.checkpoint_policies.save_only_these_names(execution.EXCHANGED)
+  elif sharding.axis_size('fsdp') > 1:
+    policy = sharding.keep_parts
+  else:
+    return apply
+  return jax.checkpoint(apply, prevent_cse=not config.scan, policy=policy)
+
+
+def drop_path_rates(config: TransformerConfig) -> Float[Array, ' depth'] | None:
+  """Returns the rate of each block; None where there is no drop path."""
+  rate = config.drop_path
+  return jnp.linspace(0.0, rate, config.depth) if rate else None
+
+
+def merge_aux(auxes: list[dict[str, Any]]) -> dict[str, Any]:
+  """Sums the blocks' losses and averages all else, name by name.
+
+  Args:
+    auxes: of each entry with an MoE layer, stacked; a name that one lacks is
+      left out of that mean.
+  """
+  merged = {'losses': {}, 'metrics': {}, 'weights': {}}
+  for kind in dict.fromkeys(kind for aux in auxes for kind in aux):
+    parts = [aux.get(kind, {}) for aux in auxes]
+    merge = jnp.sum if kind == 'losses' else jnp.mean
+    merged[kind] = {
+      name: merge(jnp.concatenate([p[name] for p in parts if name in p]))
+      for name in dict.fromkeys(name for p in parts for name in p)
+    }
+  return merged
+
+
+# --- As parameters.
+
+
+def stacked(model: Any) -> dict[str, Any]:
+  """Tells of each parameter whether its leading axis is that of a `scan`.
+
+  Args:
+    model: with parameters or, from `jax.eval_shape`, without.
+  """
+  tell = lambda v: v.replace(bool(v.get_metadata().get('stacked', False)))
+  is_variable = lambda v: isinstance(v, nnx.Variable)
+  state = nnx.state(model, nnx.Param)
+  return nnx.to_pure_dict(jax.tree.map(tell, state, is_leaf=is_variable))
+
+
+def unstack(params: dict[int, Any], config: TransformerConfig) -> dict:
+  """Returns the parameters of a stack as they are without `scan`.
+
+  This is the form in which parameters are exchanged between models. Without
+  `scan` they have it already.
+
+  Args:
+    params: what a model's parameters have under 'blocks', or a tree like it: of
+      arrays, of JAX (in the mesh in force) or of NumPy, or of their shapes.
+    config: of the stack.
+  """
+  if not config.scan:
+    return params
+  unstacked = {}
+  for entry, (_, length) in enumerate(runs(config)):
+    for i in range(length):
+      take = lambda w, i=i: _take(w, i)
+      unstacked[len(unstacked)] = jax.tree.map(take, params[entry])
+  return unstacked
+
+
+def stack(params: dict[int, Any], config: TransformerConfig) -> dict:
+  """Returns the parameters of a stack as its config has them.
+
+  The inverse of `unstack`, with the same arguments.
+  """
+  if not config.scan:
+    return params
+  result, start = {}, 0
+  for entry, (_, length) in enumerate(runs(config)):
+    each = [params[i] for i in range(start, start + length)]
+    result[entry] = jax.tree.map(lambda *w: _join(w), *each)
+    start += length
+  return result
+
+
+def _take(w: Any, i: int) -> Any:
+  if not isinstance(w, jax.ShapeDtypeStruct):
+    return w[i] if isinstance(w, np.ndarray) else _take_array(w, i)
+  return w.update(shape=w.shape[1:], sharding=_respec(w, lambda s: s[1:]))
+
+
+def _take_array(w: jax.Array, i: int) -> jax.Array:
+  return jax.lax.index_in_dim(w, i, keepdims=False)
+
+
+def _join(each: Sequence[Any]) -> Any:
+  w = each[0]
+  if not isinstance(w, jax.ShapeDtypeStruct):
+    return (np if isinstance(w, np.ndarray) else jnp).stack(each)
+  shape = (len(each), *w.shape)
+  return w.update(shape=shape, sharding=_respec(w, lambda s: (None, *s)))
+
+
+def _respec(w: jax.ShapeDtypeStruct, change: Callable) -> Any:
+  place: Any = w.sharding
+  return place and place.update(spec=jax.P(*change(tuple(place.spec))))
+
+
+# --- Bad input.
+
+
+def check(config: TransformerConfig) -> None:
+  """Raises a UserError that names the first field that fits no transformer."""
+  moe, heads, last = config.moe, config.num_heads, config.depth - 1
+  floats = f'one of {DTYPES}: the loss is not scaled, as float16 would need'
+  for field, valid, expected in (
+    ('width', config.width >= 1, 'at least 1'),
+    ('depth', config.depth >= 1, 'at least 1'),
+    ('mlp_dim', config.mlp_dim >= 1, 'at least 1'),
+    (
+      'num_heads',
+      heads >= 1 and config.width % heads == 0,
+      f'a divisor of the width, {config.width}',
+    ),
+    ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
+    ('dropout', 0 <= config.dropout < 1, 'in [0, 1)'),
+    ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
+    ('dtype', config.dtype in DTYPES, floats),
+    ('param_dtype', config.param_dtype in DTYPES, floats),
+    ('moe.blocks', all(0 <= i <= last for i in moe.blocks), f'in 0..{last}'),
+    ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
+  ):
+    require(config, field, valid, expected)
+  even = config.positions == 'none' or config.width % (2 * heads) == 0
+  expected = f"'none' with heads of odd width, {config.width // heads}"
+  require(config, 'positions', even, expected)
+  attention.choose(config.attention, sharding.platform())
+  if moe.blocks:
+    mixtures.check(moe)
+
+
+def require(
+  config: TransformerConfig, field: str, valid: bool, expected: str
+) -> None:
+  """Raises a UserError that names a field, unless its value is valid."""
+  if not valid:
+    given = operator.attrgetter(field)(config)
+    raise UserError(f'config.model.{field}', given, expected)

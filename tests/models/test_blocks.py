@@ -30,7 +30,7 @@ def test_drop_path_skips_halves_of_a_block():
   block = blocks.Block(config, moe=False, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (1, 4, 16))
   x = jnp.tile(x, (400, 1, 1))
-  y, _ = jax.jit(block)(x, jnp.array(0.5), jax.random.key(1))
+  y, _, _ = jax.jit(block)(x, jnp.array(0.5), jax.random.key(1))
   # Same image, so: neither half, the first, the second, or both.
   outcomes, counts = np.unique(np.round(y[:, 0, 0], 4), return_counts=True)
   assert len(outcomes) == 4

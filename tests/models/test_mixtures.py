@@ -13,10 +13,15 @@ from jax import numpy as jnp
 from softmoe.errors import UserError
 from softmoe.models import config as model_config
 from softmoe.models import mixtures, vit
+from softmoe.moe import routing
 from softmoe.moe.routers import soft, threshold, tokens_choice
 
 WIDTH, MLP_DIM = 6, 10
-NEEDED = {'experts_choice': dict(capacity_factor=1.0)}
+OWN = f'{__name__}:NearestExpert'
+NEEDED = {
+  'experts_choice': dict(capacity_factor=1.0),
+  'hash': dict(router_options=(('vocab_size', 50),)),
+}
 
 
 def make(router, **fields):
@@ -29,6 +34,30 @@ def make(router, **fields):
     ),
   )
   return nnx.eval_shape(lambda: mixtures.make_moe(config, nnx.Rngs(0)))
+
+
+class NearestExpert(nnx.Module):
+  """A router that this package does not know."""
+
+  def __init__(self, dim, experts, *, beta, gamma=1.0, rngs):
+    if beta < 0:
+      raise UserError('beta', beta, '0 or more')
+    self.num_experts, self.beta, self.gamma = experts, beta, gamma
+    self.centers = nnx.Param(jnp.zeros((dim, experts)))
+
+  def __call__(self, x, *, mask=None, key=None):
+    distance = jnp.sum((x[:, :, None] - self.centers[...][None]) ** 2, axis=1)
+    first = distance == jnp.min(distance, axis=1, keepdims=True)
+    priority = jnp.where(first, 0.0, -jnp.inf)
+    return routing.Assignment(first * self.beta, priority), routing.Aux()
+
+
+class Typed(NearestExpert):
+  """One that takes the parameters' type, and anything else."""
+
+  def __init__(self, *sizes, param_dtype=None, rngs, **options):
+    super().__init__(*sizes, beta=1.0, rngs=rngs)
+    self.param_dtype, self.options = param_dtype, options
 
 
 def shapes(module):
@@ -121,6 +150,36 @@ def test_sizes_of_experts_and_shared_expert():
   assert shapes(layer.shared)['up']['kernel'] == (WIDTH, 5)
 
 
+def test_a_router_of_ones_own():
+  layer = make(OWN, router_options=(('beta', 0.5),))
+  assert isinstance(layer.router, NearestExpert)
+  assert (layer.router.beta, layer.router.gamma) == (0.5, 1.0)
+  assert shapes(layer.router) == {'centers': (WIDTH, 4)}
+  x = jnp.ones((2, 3, WIDTH))
+  y, aux = jax.eval_shape(lambda layer, x: layer(x), layer, x)
+  assert y.shape == x.shape and 'executed' in aux['metrics']
+  moe = model_config.MoEConfig(router=OWN, router_options=(('beta', 0.5),))
+  assert not mixtures.is_dropless(moe) and not mixtures.is_adaptive(moe)
+  assert mixtures.experts_per_token(moe, 5) == 1
+
+
+def test_a_router_of_ones_own_that_takes_a_type_and_anything():
+  layer = make(f'{__name__}:Typed', router_options=(('any', 3),))
+  assert layer.router.param_dtype == jnp.float32
+  assert layer.router.options == {'any': 3}
+
+
+def test_further_arguments_of_known_routers():
+  router = make('hash', router_options=(('vocab_size', 9), ('seed', 3))).router
+  assert (router.vocab_size, router.seed, router.num_experts) == (9, 3, 4)
+  options = (('min_capacity', 2), ('all_experts', True))
+  router = make('threshold', router_options=options).router
+  assert router.min_capacity == 2 and router.all_experts
+
+
+OPTIONS = 'router_options: got'
+
+
 @pytest.mark.parametrize(
   ('router', 'fields', 'message'),
   [
@@ -139,6 +198,30 @@ def test_sizes_of_experts_and_shared_expert():
     ('sofa', {}, "router: got 'sofa'; one of ['bias_balanced', "),
     ('soft', dict(k=2), "k: got 2; 1: the router 'soft' does not read it"),
     ('relu', dict(threshold=0.5), 'threshold: got 0.5; 0.9: the router '),
+    ('no_such:Router', {}, "router: got 'no_such:Router'; 'module:Name' that"),
+    (OWN, dict(k=2), 'k: got 2; 1: a router of your own takes its settings by'),
+    (OWN, {}, f"{OPTIONS} (); a value of 'beta' too"),
+    (
+      OWN,
+      dict(router_options=(('alpha', 1),)),
+      f"{OPTIONS} 'alpha'; {OWN!r} takes each of ['beta', 'gamma'] once",
+    ),
+    (OWN, dict(router_options=(('dim', 1),)), f"{OPTIONS} 'dim'; "),
+    (
+      OWN,
+      dict(router_options=(('beta', -1),)),
+      f"{OPTIONS} ('beta', -1); 0 or more",
+    ),
+    ('hash', dict(router_options=()), f"{OPTIONS} (); a value of 'vocab_size'"),
+    ('relu', dict(router_options=(('k', 1),)), f"{OPTIONS} 'k'; 'relu' takes"),
+    ('uniform', dict(router_options=(('combine', 'soft'),)), f'{OPTIONS} '),
+    ('soft', dict(router_options=(('rngs', 1),)), f"{OPTIONS} 'rngs'; 'soft'"),
+    ('threshold', dict(router_options=(('mode', 'causal'),)), f'{OPTIONS} '),
+    (
+      'hash',
+      dict(router_options=(('seed', 1), ('seed', 2), ('vocab_size', 3))),
+      f"{OPTIONS} 'seed'; 'hash' takes each of ['seed', 'vocab_size'] once",
+    ),
   ],
 )
 def test_bad_fields_are_named(router, fields, message):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe.models import blocks, vit
+from softmoe.models import blocks, stack, vit
 from softmoe.models import config as model_config
 
 # Runs of one plain and two MoE blocks.
@@ -39,12 +39,10 @@ def draw_images():
   return jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
 
 
-def stack(params):
+def stack_of(params):
   """Returns the parameters of CONFIG in the form of the scanned model."""
-  one, *two = (params['blocks'][i] for i in range(3))
-  plain = jax.tree.map(lambda w: w[None], one)
-  moe = jax.tree.map(lambda *w: jnp.stack(w), *two)
-  return params | {'blocks': {0: plain, 1: moe}}
+  scanned = dataclasses.replace(CONFIG, scan=True)
+  return params | {'blocks': stack.stack(params['blocks'], scanned)}
 
 
 class Tiny(blocks.Block):
@@ -58,10 +56,10 @@ class Tiny(blocks.Block):
 def test_same_start(monkeypatch):
   monkeypatch.setattr(blocks, 'Block', Tiny)
   weights = lambda made: [np.asarray(block.weight[...]) for block in made]
-  plain = weights(vit.make_blocks(CONFIG, nnx.Rngs(0)))
+  plain = weights(stack.make_blocks(CONFIG, nnx.Rngs(0)))
   assert plain[1][0] != plain[2][0]
   config = dataclasses.replace(CONFIG, scan=True)
-  first, run = weights(vit.make_blocks(config, nnx.Rngs(0)))
+  first, run = weights(stack.make_blocks(config, nnx.Rngs(0)))
   np.testing.assert_array_equal(first, plain[:1])
   np.testing.assert_array_equal(run, plain[1:])
 
@@ -95,7 +93,7 @@ def plain():
 def test_same_logits_metrics_and_gradients_with_dropout(plain, scan, remat):
   params, (result, gradients) = plain
   if scan:
-    params, gradients = stack(params), stack(gradients)
+    params, gradients = stack_of(params), stack_of(gradients)
   config = dataclasses.replace(CONFIG, scan=scan, remat=remat)
   actual_result, actual_gradients = outcome(config, params)
   close = lambda tolerance: (
@@ -108,7 +106,7 @@ def test_same_logits_metrics_and_gradients_with_dropout(plain, scan, remat):
 
 
 def test_key_matters_in_training_and_evaluation_has_none(plain):
-  params = stack(plain[0])
+  params = stack_of(plain[0])
   config = dataclasses.replace(CONFIG, scan=True)
   still = dataclasses.replace(config, dropout=0.0, drop_path=0.0)
   apply = jax.jit(

@@ -9,10 +9,14 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.errors import UserError
+from softmoe.models import attention, mixtures, stack, vit
 from softmoe.models import config as model_config
-from softmoe.models import mixtures, vit
 
 IMAGE, CHANNELS, CLASSES = (12, 8), 3, 5
+FLOATS = (
+  "one of ('float32', 'bfloat16'): the loss is not scaled, as float16 would"
+  ' need'
+)
 
 
 def small(**changes):
@@ -92,7 +96,7 @@ def test_start_of_every_weight():
 
 
 def test_drop_path_grows_linearly_from_zero():
-  rates = shapes(small(depth=4, drop_path=0.6))._drop_path_rates()
+  rates = stack.drop_path_rates(small(depth=4, drop_path=0.6))
   np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6], atol=1e-6)
 
 
@@ -175,7 +179,7 @@ def test_metrics_are_averages_over_the_moe_blocks():
   _, aux = model(images)
   x, each = model.patches(images), []
   for block in model.blocks:
-    x, block_aux = block(x)
+    x, block_aux, _ = block(x)
     each += [block_aux['metrics']] if block_aux else []
   assert len(each) == 2
   for name in ('dispatch_max', 'combine_max'):
@@ -191,19 +195,19 @@ def test_losses_are_summed_and_metrics_averaged_over_runs():
     {'losses': {'a': jnp.array([1.0, 2.0])}, 'metrics': {'m': jnp.arange(2.0)}},
     {'losses': {'a': jnp.array([4.0])}, 'metrics': {'m': jnp.array([8.0])}},
   ]
-  merged = vit.merge_aux(auxes)
-  assert merged == {'losses': {'a': 7.0}, 'metrics': {'m': 3.0}}
+  merged = stack.merge_aux(auxes)
+  assert merged['losses'] == {'a': 7.0} and merged['metrics'] == {'m': 3.0}
 
 
 def test_plain_vit_reports_nothing():
-  assert make(small())(draw_images())[1] == {'losses': {}, 'metrics': {}}
+  assert make(small())(draw_images())[1] == stack.merge_aux([])
 
 
 def test_runs_of_equal_blocks():
   config = small(depth=5, moe=soft(2, 3))
-  assert vit.runs(config) == [(i in (2, 3), 1) for i in range(5)]
+  assert stack.runs(config) == [(i in (2, 3), 1) for i in range(5)]
   scanned = dataclasses.replace(config, scan=True)
-  assert vit.runs(scanned) == [(False, 2), (True, 2), (False, 1)]
+  assert stack.runs(scanned) == [(False, 2), (True, 2), (False, 1)]
 
 
 @pytest.mark.parametrize('depth, half', [(12, range(6, 12)), (3, (1, 2))])
@@ -246,9 +250,16 @@ def test_bad_variant_is_named(name):
     ('representation_size', -1, '0 or more'),
     ('dropout', 1.0, 'in [0, 1)'),
     ('drop_path', -0.1, 'in [0, 1)'),
-    ('dtype', 'float8', "one of ('float32', 'bfloat16', 'float16')"),
-    ('param_dtype', 'int8', "one of ('float32', 'bfloat16', 'float16')"),
-    ('moe.router', 'hard', f'one of {sorted(mixtures.ROUTERS)}'),
+    ('dtype', 'float16', FLOATS),
+    ('param_dtype', 'float16', FLOATS),
+    ('attention', 'flash', f'one of {attention.IMPLEMENTATIONS}'),
+    ('attention', 'cudnn', "'auto', 'plain' or 'xla' without a GPU"),
+    ('positions', 'learned', "one of ('none', 'rotary')"),
+    (
+      'moe.router',
+      'hard',
+      f"one of {sorted(mixtures.ROUTERS)} or 'my_module:MyRouter'",
+    ),
     ('moe.k', 2, "1: the router 'soft' does not read it"),
     ('moe.blocks', (0, 2), 'in 0..1'),
     ('moe.blocks', (-1,), 'in 0..1'),

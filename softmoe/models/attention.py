@@ -1,0 +1,288 @@
+"""Multi-head attention: who sees whom, computed how, and from a cache.
+
+Axes: `b` examples, `q` queries, `n` tokens that are read, `d` width, `h` heads,
+`k` width of a head. An axis of size 1 is the same for all.
+"""
+
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from softmoe import sharding
+from softmoe.errors import UserError
+from softmoe.models import config as config_lib
+from softmoe.models import norms
+
+IMPLEMENTATIONS = ('auto', 'plain', 'xla', 'cudnn')
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens so far; those of a `scan` lead with its axis.
+
+  Attributes:
+    keys: normalised and rotated, with room for n tokens.
+    values: of the same tokens.
+    length: how many there are; the rest is not looked at.
+  """
+
+  keys: Float[Array, '*s b h n k']
+  values: Float[Array, '*s b h n k']
+  length: Int[Array, '*s']
+
+
+def init_cache(
+  config: config_lib.TransformerConfig, batch: int, length: int
+) -> Cache:
+  """Returns an empty cache, split by examples as a batch is.
+
+  Args:
+    config: of the attention.
+    batch: number of examples.
+    length: of the longest sequence. More tokens than that cannot be told from
+      fewer in compiled code: they would overwrite the last.
+  """
+  heads = config.num_heads
+  shape = (batch, heads, length, config.width // heads)
+  zeros = jnp.zeros(shape, config.dtype)
+  if sharding.is_explicit('data'):
+    zeros = jax.reshard(zeros, sharding.batch_spec())
+  return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
+
+
+class Attention(nnx.Module):
+  """Multi-head attention, with optional LayerNorm of queries and keys."""
+
+  def __init__(
+    self, config: config_lib.TransformerConfig, *, qk_norm: bool, rngs: nnx.Rngs
+  ):
+    width, self.num_heads = config.width, config.num_heads
+    self.implementation = config.attention
+    self.rotary = config.positions == 'rotary'
+    linear = lambda: nnx.Linear(
+      width,
+      width,
+      kernel_init=nnx.initializers.xavier_uniform(),
+      dtype=jnp.dtype(config.dtype),
+      param_dtype=jnp.dtype(config.param_dtype),
+      rngs=rngs,
+    )
+    self.query, self.key, self.value = linear(), linear(), linear()
+    self.out = linear()
+    norm = lambda: norms.layer_norm(
+      config, width // self.num_heads, use_bias=False, rngs=rngs
+    )
+    self.query_norm = norm() if qk_norm else None
+    self.key_norm = norm() if qk_norm else None
+
+  def __call__(
+    self,
+    x: Float[Array, 'b q d'],
+    memory: Float[Array, 'b n d'] | None = None,
+    *,
+    mask: Bool[Array, '#b n'] | None = None,
+    causal: bool = False,
+    segments: Int[Array, '#b q'] | None = None,
+    positions: Int[Array, '#b q'] | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[Float[Array, 'b q d'], Cache | None]:
+    """Returns what the tokens `x` read, and the cache with them in it.
+
+    Args:
+      x: the queries.
+      memory: what is read; None: `x` itself, and all that the cache holds.
+      mask: False where a token must not be read. With a cache, one entry for
+        each of its places, free ones too.
+      causal: no token reads a later one.
+      segments: documents by number; no token reads another document's.
+      positions: of each token of `x`, for rotary embedding; None: they go on
+        from the cache. What reads a memory is not rotated.
+      cache: of the tokens before `x`.
+
+    Raises:
+      UserError: arguments that have no meaning beside one another.
+    """
+    _check(memory, causal, segments, cache, x.shape[1])
+    query = self._heads(self.query(x), self.query_norm)
+    source = x if memory is None else memory
+    key = self._heads(self.key(source), self.key_norm)
+    value = self._heads(self.value(source), None)
+    if self.rotary and memory is None:
+      if positions is None:
+        positions = jnp.arange(x.shape[1])[None]
+        positions += 0 if cache is None else cache.length
+      query, key = rotate(query, positions), rotate(key, positions)
+    visible = _visible(mask, segments)
+    if cache is not None:
+      visible = _both(visible, _so_far(cache, x.shape[1], causal))
+      cache, causal = _extend(cache, key, value), False
+      key, value = cache.keys, cache.values
+    y = attend(query, key, value, visible, causal, self.implementation)
+    y = jnp.swapaxes(y, 1, 2)  # b q h k
+    return self.out(y.reshape(x.shape)), cache
+
+  def _heads(
+    self, x: Float[Array, 'b n d'], norm: nnx.LayerNorm | None
+  ) -> Float[Array, 'b h n k']:
+    x = x.reshape(*x.shape[:-1], self.num_heads, -1)
+    return jnp.swapaxes(x if norm is None else norm(x), 1, 2)
+
+
+def choose(name: str, platform: str) -> str:
+  """Returns the implementation that a name stands for on a platform.
+
+  Args:
+    name: one of IMPLEMENTATIONS. 'plain' is `attend`'s own, 'xla' and 'cudnn'
+      are those of `jax.nn.dot_product_attention`.
+    platform: see `sharding.platform`.
+
+  Raises:
+    UserError: there is none of this name, or not here.
+  """
+  field = 'config.model.attention'
+  if name not in IMPLEMENTATIONS:
+    raise UserError(field, name, f'one of {IMPLEMENTATIONS}')
+  live = jax.default_backend() == 'gpu' and platform not in ('cpu', 'tpu')
+  if name == 'cudnn' and not live:
+    raise UserError(field, name, "'auto', 'plain' or 'xla' without a GPU")
+  if name == 'auto':
+    return 'plain' if platform == 'cpu' else 'xla'
+  return name
+
+
+def attend(
+  query: Float[Array, 'b h q k'],
+  key: Float[Array, 'b h n k'],
+  value: Float[Array, 'b h n k'],
+  visible: Bool[Array, '#b 1 #q #n'] | None = None,
+  causal: bool = False,
+  implementation: str = 'auto',
+) -> Float[Array, 'b h q k']:
+  """Softmax attention, scaled by the root of the head's width, in float32.
+
+  Args:
+    query: of each token that reads.
+    key: of each token that is read.
+    value: of each token that is read.
+    visible: which tokens each reads; one that reads none gets zeros.
+    causal: token i reads no token after i.
+    implementation: see `choose`.
+  """
+  name = choose(implementation, sharding.platform())
+  if name == 'plain':
+    if causal:
+      visible = _both(visible, _triangle(query.shape[2], key.shape[2]))
+    y = _plain(query, key, value, visible)
+  else:
+    y = _fused(query, key, value, visible, causal, name)
+  if visible is None:
+    return y
+  # The softmax of a row that sees nothing is a mean of what it must not see.
+  return jnp.where(jnp.any(visible, axis=3, keepdims=True), y, 0)
+
+
+def _plain(query, key, value, visible):
+  """Attends by two plain batched matmuls.
+
+  Heads come before tokens: this is what a CPU is fast at, and what
+  `jax.nn.dot_product_attention` does not give.
+  """
+  logits = jnp.einsum(
+    'bhqk,bhnk->bhqn', query, key, preferred_element_type=jnp.float32
+  )
+  logits = logits * query.shape[-1] ** -0.5
+  if visible is not None:
+    logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
+  weights = jax.nn.softmax(logits)
+  return jnp.einsum('bhqn,bhnk->bhqk', weights.astype(value.dtype), value)
+
+
+def _fused(query, key, value, visible, causal, name):
+  """Attends by JAX, whose function has tokens before heads."""
+
+  def call(query, key, value, visible):
+    tokens_first = (jnp.swapaxes(v, 1, 2) for v in (query, key, value))
+    y = jax.nn.dot_product_attention(
+      *tokens_first, mask=visible, is_causal=causal, implementation=name
+    )
+    return jnp.swapaxes(y, 1, 2)
+
+  if visible is not None:
+    shape = (*visible.shape[:2], query.shape[2], key.shape[2])
+    visible = jnp.broadcast_to(visible, shape)
+  if name == 'cudnn' and sharding.is_explicit('data'):
+    call = _by_example(call, visible)
+  return call(query, key, value, visible)
+
+
+def _by_example(call, visible):
+  """Returns `call` on every device with its own examples: a kernel is local."""
+  split = sharding.batch_spec()
+  shared = visible is not None and visible.shape[0] == 1
+  specs = (split, split, split, jax.P() if shared else split)
+  return jax.shard_map(call, in_specs=specs, out_specs=split, check_vma=False)
+
+
+def rotate(
+  x: Float[Array, 'b h n k'], positions: Int[Array, '#b n']
+) -> Float[Array, 'b h n k']:
+  """Returns queries or keys with rotary position embedding.
+
+  Su et al., 2021, https://arxiv.org/abs/2104.09864. Entry i of a head is paired
+  with entry i + k / 2, and the pair turned by position x 10,000^(-2i / k), so
+  that a product of query and key depends on their distance alone.
+  """
+  half = x.shape[-1] // 2
+  frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions.astype(jnp.float32)[..., None] * frequency[None, None]
+  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+  first, second = x[..., :half], x[..., half:]
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _check(memory, causal, segments, cache, num_tokens):
+  if memory is not None:
+    for name, given in (('segments', segments), ('cache', cache)):
+      if given is not None:
+        raise UserError(name, 'one', 'None beside a memory')
+    if causal:
+      raise UserError('causal', causal, 'False beside a memory')
+  if cache is not None and segments is not None:
+    raise UserError('segments', 'some', 'None beside a cache')
+  if cache is not None and num_tokens > cache.keys.shape[2]:
+    expected = f'at most the {cache.keys.shape[2]} of the cache'
+    raise UserError('x', f'{num_tokens} tokens', expected)
+
+
+def _visible(mask, segments) -> Bool[Array, '#b 1 #q n'] | None:
+  visible = None if mask is None else mask[:, None, None]
+  if segments is None:
+    return visible
+  same = segments[:, None, :, None] == segments[:, None, None]
+  return _both(visible, same)
+
+
+def _both(a, b):
+  return b if a is None else a & b
+
+
+def _triangle(q: int, n: int) -> Bool[Array, '1 1 q n']:
+  return (jnp.arange(q)[:, None] >= jnp.arange(n)[None])[None, None]
+
+
+def _so_far(cache: Cache, num: int, causal: bool) -> Bool[Array, '1 1 #q n']:
+  """Tells what each of `num` further tokens may read of the cache."""
+  last = cache.length + (jnp.arange(num) if causal else jnp.array([num - 1]))
+  place = jnp.arange(cache.keys.shape[2])
+  return (place[None] <= last[:, None])[None, None]
+
+
+def _extend(cache: Cache, key, value) -> Cache:
+  write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+    old, new.astype(old.dtype), cache.length, axis=2
+  )
+  length = cache.length + key.shape[2]
+  return Cache(write(cache.keys, key), write(cache.values, value), length)
