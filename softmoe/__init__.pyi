@@ -21,3 +21,4 @@ from softmoe.moe.routers.tokens_choice import TokensChoice as TokensChoice
 from softmoe.moe.routing import Assignment as Assignment
 from softmoe.moe.routing import Aux as Aux
 from softmoe.moe.routing import Slots as Slots
+from softmoe.runs.load import load as load

@@ -147,7 +147,7 @@ def build(
 
 def abstract_model(task: task_lib.Task) -> Any:
   """Returns the model with shapes and types for parameters, and no places."""
-  with jax.set_mesh(sharding.make_mesh('data:1', jax.devices()[:1])):
+  with jax.set_mesh(sharding.one_device_mesh()):
     return jax.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
 
 
@@ -166,11 +166,11 @@ def _make_mesh(
   layers: list[layer.MoE],
   devices: Sequence[jax.Device] | None,
 ) -> jax.sharding.Mesh:
-  count = jax.device_count() if devices is None else len(devices)
+  devices = jax.devices() if devices is None else devices
   experts = [layer.router.num_experts for layer in layers]
-  spec = config.mesh or f'data:-1,expert:{math.gcd(count, *experts)}'
-  if not config.mesh and not experts:
-    spec = 'data:-1'
+  # Experts stay within a slice of a TPU.
+  most = len(devices) // sharding.num_slices(devices) if experts else 1
+  spec = config.mesh or f'data:-1,expert:{math.gcd(most, *experts)}'
   mesh = sharding.make_mesh(spec, devices)
   for number in experts:
     if number % mesh.shape['expert']:

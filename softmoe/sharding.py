@@ -42,13 +42,23 @@ def make_mesh(
   return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
 
 
+def one_device_mesh() -> jax.sharding.Mesh:
+  """Returns the mesh of a single device, for what takes no notice of it."""
+  return make_mesh('data:1', jax.devices()[:1])
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+  """Returns how many TPU slices the devices are of; 1 where there is none."""
+  # GPUs have slices too: hosts, which experts may well be spread over.
+  tpus = [d for d in devices if d.platform == 'tpu']
+  return len({getattr(d, 'slice_index', 0) for d in tpus}) or 1
+
+
 def _grid(
   spec: str, sizes: dict[str, int], devices: Sequence[jax.Device]
 ) -> np.ndarray:
   """Returns the devices in that shape; `data` alone crosses TPU slices."""
-  # GPUs have slices too: hosts, which experts may well be spread over.
-  tpus = [d for d in devices if d.platform == 'tpu']
-  n = len({getattr(d, 'slice_index', 0) for d in tpus}) or 1
+  n = num_slices(devices)
   if sizes['data'] % n:
     expected = f'data a multiple of {n}, the number of TPU slices'
     raise UserError('config.mesh', spec, expected)

@@ -68,7 +68,7 @@ def forward(config: config_lib.Config, *, training: bool = False) -> Cost:
   """
   config = _plain(config)
   task = registry.find(config.task)(config)
-  with jax.set_mesh(sharding.make_mesh('data:1', jax.devices()[:1])):
+  with jax.set_mesh(sharding.one_device_mesh()):
     most, seen = _count(task, 1.0, training)
     dropless = [layer for layer in seen if layer.is_dropless]
     fewest = most

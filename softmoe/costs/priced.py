@@ -55,7 +55,7 @@ class Priced(nnx.Module):
     if isinstance(routed, routing.Assignment) and routed.dropless:
       capacity = max(round(self._share * len(x)), 1)
       routed = dataclasses.replace(routed, capacity=capacity)
-    return routed, aux
+    return routed, aux._replace(steer={})  # no rule moves anything here
 
   def _capacity_in_training(
     self, x: jax.Array, options: dict[str, Any]

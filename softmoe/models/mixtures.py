@@ -143,48 +143,6 @@ def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
     raise UserError(f'config.model.moe.{e.field}', e.given, e.expected) from e
 
 
-def is_dropless(moe: config_lib.MoEConfig) -> bool:
-  """Tells whether experts keep every token that wants them at evaluation.
-
-  The answer for training is that of `in_training(moe)`.
-  """
-  if moe.router in ('relu', 'hash'):
-    return True
-  sparse = 'capacity_factor' in entry_of(moe.router).optional
-  return sparse and not (moe.eval_capacity_factor or moe.capacity_factor)
-
-
-def in_training(moe: config_lib.MoEConfig) -> config_lib.MoEConfig:
-  """Returns the fields with which evaluation has the capacity of training."""
-  return dataclasses.replace(moe, eval_capacity_factor=0.0)
-
-
-def is_adaptive(moe: config_lib.MoEConfig) -> bool:
-  """Tells whether tokens differ in how many experts run at evaluation."""
-  adaptive = moe.router in ('relu', 'threshold') or moe.num_null > 0
-  return adaptive and is_dropless(moe)
-
-
-def experts_per_token(moe: config_lib.MoEConfig, num_tokens: int) -> float:
-  """Returns how many experts run for a token; of a router without a bound, all.
-
-  Args:
-    moe: of an MoE block.
-    num_tokens: of an example.
-  """
-  fields = entry_of(moe.router).fields
-  if moe.router == 'hash':
-    return 1.0
-  if 'slots_per_expert' in fields:
-    slots = moe.num_experts * moe.slots_per_expert
-    return slots / (num_tokens * moe.group_size)
-  if moe.router == 'mixture_of_tokens':
-    return moe.num_experts / moe.group_size
-  if moe.router == 'experts_choice':
-    return moe.capacity_factor
-  return float(moe.k if 'k' in fields else moe.num_experts)
-
-
 def make_router(
   config: config_lib.TransformerConfig, rngs: nnx.Rngs
 ) -> routing.Router:
@@ -278,12 +236,6 @@ def check(moe: config_lib.MoEConfig) -> None:
         f'config.model.moe.{field.name}', given, f'{field.default!r}: {reason}'
       )
   _check_options(entry, moe)
-  if moe.exchange_chunks != 1 and is_dropless(in_training(moe)):
-    raise UserError(
-      'config.model.moe.exchange_chunks',
-      moe.exchange_chunks,
-      '1, since dropless experts have no slots',
-    )
 
 
 def _check_options(entry: Entry, moe: config_lib.MoEConfig) -> None:

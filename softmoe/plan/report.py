@@ -68,7 +68,7 @@ def _collectives(parts) -> list[list[str]]:
   return [[kind] + [cell(part, kind) for part in parts] for kind in kinds]
 
 
-def _bytes(value: float) -> str:
+def _bytes(value: int | float) -> str:
   for unit, size in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
     if value >= size:
       return f'{value / size:,.2f} {unit}'

@@ -4,10 +4,13 @@ import runpy
 
 import jax
 import pytest
+from flax import nnx
+from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.costs import flops
+from softmoe.moe import routing
 from softmoe.tasks import classification
 
 JFT = runpy.run_path('configs/jft4b.py')
@@ -114,6 +117,41 @@ def test_dropless_experts_count_as_many_as_are_wanted():
   assert adaptive(3.0) == pytest.approx(three, rel=1e-6)
   assert adaptive() == pytest.approx(7 * MLP + ROUTING, rel=0.05)
   assert adaptive(1.0) == pytest.approx(ROUTING, abs=0.05 * MLP)
+
+
+class Nearest(nnx.Module):
+  """A router of one's own, which says nothing of its cost: k of e experts."""
+
+  def __init__(self, width, num_experts, *, k, work, rngs):
+    self.num_experts, self.k = num_experts, k
+    self.kernel = nnx.Param(jnp.ones((width, num_experts)))
+    self.work = nnx.Param(jnp.ones((width, work)))
+
+  def __call__(self, x, *, mask=None, key=None):
+    scores = x @ self.kernel[...] + jnp.sum(x @ self.work[...]) * 1e-9
+    best, _ = jax.lax.top_k(scores, self.k)
+    chosen = scores >= best[:, -1:]
+    priority = jnp.where(chosen, scores, -jnp.inf)
+    return routing.Assignment(chosen * 1.0, priority, choices=self.k), (
+      routing.Aux()
+    )
+
+
+def test_a_router_of_ones_own_is_counted_by_what_it_does_and_returns():
+  config = tiny(width=128, mlp_dim=256)
+  dense = flops.forward(experiment_lib.parse(config)).flops()
+  config.model.moe.update(
+    router=f'{__name__}:Nearest',
+    router_options=(('k', 3), ('work', 512)),
+    blocks=(1,),
+    num_experts=8,
+  )
+  parsed = experiment_lib.parse(config)
+  cost = flops.forward(parsed)
+  assert cost.is_fixed and cost.active == (3 / 8,)
+  own = 64 * 2 * 128 * 512
+  expected = 2 * MLP + ROUTING + own
+  assert cost.flops() - dense == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def alone():
 def test_parts_that_hold_unequal_shares_add_up(alone, mesh, parts, devices):
   """The task's loss, those of the router, and every metric."""
   found = curve(mesh, parts, devices)
-  for name in alone[0]:
+  # Dropless experts fill their rows up, and do so once for each part.
+  for name in set(alone[0]) - {'moe/executed', 'moe/flops'}:
     np.testing.assert_allclose(
       [m[name] for m in found],
       [m[name] for m in alone],
