@@ -1,5 +1,6 @@
 """The code in the documents runs as it stands."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,26 +10,43 @@ import sys
 
 import pytest
 
+import softmoe
+from softmoe.runs import workdir as workdir_lib
+from softmoe.training import loop
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = ['README.md', 'docs/routers.md']
 
 
 def blocks(path):
-  text = pathlib.Path(path).read_text()
+  text = (ROOT / path).read_text()
   return re.findall(r'```python\n(.*?)```', text, re.S)
 
 
+@pytest.fixture
+def quickstart(finished, tmp_path, monkeypatch):
+  """Enters a folder in which `runs/quickstart/soft` is a run."""
+  run = tmp_path / 'runs' / 'quickstart' / 'soft'
+  run.parent.mkdir(parents=True)
+  run.symlink_to(finished[0])
+  monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize('path', DOCUMENTS)
-def test_python_blocks_run_one_after_another(path):
+def test_python_blocks_run_one_after_another(path, quickstart):
   found = blocks(path)
   assert found
-  exec('\n'.join(found), {'__name__': 'document'})
+  exec(small('\n'.join(found)), {'__name__': 'document'})
 
 
-def test_the_linen_module_has_the_layers_parameters():
+def small(code):
+  """Returns the code with a width that computes in no time."""
+  return code.replace('384', '16').replace('1536', '64').replace('128', '4')
+
+
+def test_the_linen_module_has_the_layers_parameters(quickstart):
   scope = {'__name__': 'document'}
-  code = '\n'.join(blocks('README.md'))
-  exec(code.replace('384', '16').replace('128', '4'), scope)
+  exec(small('\n'.join(blocks('README.md'))), scope)
   params = scope['variables']['params']
   assert params['router']['phi'].shape == (16, 4, 1)
   again, _ = scope['linen'].apply(scope['variables'], scope['tokens'])
@@ -39,6 +57,25 @@ def test_a_router_of_ones_own_takes_less_than_20_lines():
   (block,) = [b for b in blocks('docs/routers.md') if 'class Nearest' in b]
   router = block[block.index('class ') : block.index('layer = ')]
   assert len(router.strip().splitlines()) < 20
+
+
+def test_a_router_of_ones_own_is_trained_from_a_config(
+  tiny, one_device, tmp_path, monkeypatch
+):
+  (block,) = [b for b in blocks('docs/routers.md') if 'class Nearest' in b]
+  router = block[: block.index('layer = ')]
+  imports = 'import jax\nfrom flax import nnx\n'
+  (tmp_path / 'my_module.py').write_text(imports + router)
+  monkeypatch.syspath_prepend(tmp_path)
+  options = (('temperature', 2.0),)
+  moe = dict(router='my_module:NearestExpert', router_options=options)
+  config = tiny(**{f'model__moe__{k}': v for k, v in moe.items()})
+  config = dataclasses.replace(config, eval_every=0)
+  result = loop.train(config, tmp_path / 'run')
+  assert result['moe/wanted'] == 1
+  model = softmoe.load(tmp_path / 'run')
+  assert model.blocks[1].mlp.router.temperature == 2.0
+  assert workdir_lib.read_config(tmp_path / 'run') == config
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import jax
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.costs import flops
+from softmoe.models import attention
 from softmoe.plan import (
   collectives,
   compiling,
@@ -55,6 +56,7 @@ def estimate(
     'unit': task.unit,
     f'gflop_per_{task.unit}': cost.flops() / 1e9,
     'parameter_bytes': _bytes(experiment.abstract_params),
+    'attention': _attention(config, target),
   }
   for program in which:
     report[program] = _program(experiment, target, program, cost, cache)
@@ -63,6 +65,12 @@ def estimate(
       experiment, target, report[programs.TRAIN]
     )
   return report
+
+
+def _attention(config: Any, target: targets.Target) -> str | None:
+  """Returns which implementation is priced; None: the model says nothing."""
+  name = getattr(getattr(config, 'model', None), 'attention', None)
+  return name and attention.choose(name, target.devices[0].platform)
 
 
 def _program(experiment, target, program, cost, cache) -> dict[str, Any]:

@@ -128,6 +128,7 @@ _HEAD: list[Row] = [
     lambda r: ','.join(f'{axis}:{n}' for axis, n in r['mesh'].items()),
   ),
   ('compiler', lambda r: r['compiler']),
+  ('attention', lambda r: r['attention']),
   ('parameters', lambda r: f'{r["parameters"]:,}'),
   ('active for a token *', lambda r: f'{r["active_parameters"]:,}'),
   ('GFLOP *', _gflop),
