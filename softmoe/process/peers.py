@@ -29,6 +29,7 @@ _FAREWELL = 5000  # milliseconds for the others to hear why it ended
 # of collectives have any status, and name the library and what went wrong.
 _LOSS = re.compile(
   r'(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): '
+  r'|[A-Z_]+: Barrier failed because: task is set to ERROR: '
   r'|[A-Z_]+: .*(Gloo|NCCL).* failed: .*(by peer|remote p|network error'
   r'|([Rr]ead|[Ww]rite) error|[Cc]onnect|[Ss]ocket closed|[Tt]imed? ?out)',
   re.DOTALL,

@@ -20,6 +20,10 @@ LOST = [
     'INTERNAL: external/xla/xla/service/gpu/nccl_utils.cc:216: NCCL operation '
     'async_err failed: remote process exited or there was a network error'
   ),
+  jax.errors.JaxRuntimeError(
+    'INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task '
+    '1 heartbeat timeout. This indicates that the remote task has failed.'
+  ),
   jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'),
   jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: a::0.'),
 ]
