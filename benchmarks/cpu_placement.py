@@ -115,8 +115,8 @@ def _config(name: str) -> classification.Config:
 
 
 def _batch(config: classification.Config) -> dict[str, jax.Array]:
-  rows = config.data.batch_size
-  image = jnp.ones((rows, *config.data.image_size, config.data.channels))
+  rows, data = config.data.batch_size, config.data
+  image = jnp.ones((rows, *data.image_size, data.channels), 'uint8')
   label = jnp.zeros((rows,), 'int32')
   batch = {'image': image, 'label': label}
   return jax.device_put(batch, jax.P(sharding.AXES))

@@ -15,11 +15,9 @@ import re
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax  # noqa: E402
-from jax import numpy as jnp  # noqa: E402
 
 from softmoe import config as config_lib  # noqa: E402
 from softmoe import experiment as experiment_lib  # noqa: E402
-from softmoe import sharding  # noqa: E402
 from softmoe.plan import hlo, targets  # noqa: E402
 from softmoe.runs import state as state_lib
 from softmoe.tasks import classification
@@ -63,14 +61,7 @@ def compile_step(target: str, chunks: int, options: dict) -> str:
   devices = targets.open_target(target).devices
   config = make_config(chunks, len(devices))
   experiment = experiment_lib.build(config, devices)
-  place = jax.NamedSharding(experiment.mesh, sharding.batch_spec())
-  size = config.data.batch_size
-  batch = {
-    'image': jax.ShapeDtypeStruct(
-      (size, 224, 224, 3), jnp.float32, sharding=place
-    ),
-    'label': jax.ShapeDtypeStruct((size,), jnp.int32, sharding=place),
-  }
+  batch = experiment.abstract_batch(config.data.batch_size)
   step = step_lib.make_train_step(experiment)
   lowered = step.lower(state_lib.abstract(experiment), batch)
   options = options | (WITHOUT_GPU if target.startswith('h100') else {})

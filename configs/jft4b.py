@@ -17,7 +17,7 @@ Expected result: not measured by us. The paper's (tables 1 and 8, cooldown of
   l16    59.8 / 81.5 / 88.5  61.3 / 83.7 / 88.9
   h14    59.7 / 83.3 / 88.9  62.1 / 84.3 / 89.1
 
-Parameters and GFLOP an image are the paper's (tests/test_flops.py).
+Parameters and GFLOP an image are the paper's (tests/costs/test_flops.py).
 """
 
 import ml_collections

@@ -151,13 +151,6 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def num_devices() -> int:
-  """Returns the number of devices of the explicit mesh; 1 without one."""
-  if not is_explicit('expert'):
-    return 1
-  return jax.sharding.get_abstract_mesh().size
-
-
 def axis_size(axis: str) -> int:
   """Returns the size of an axis of the mesh in force; 1 if it has none."""
   return jax.sharding.get_abstract_mesh().shape.get(axis, 1)

@@ -150,7 +150,6 @@ def placed(shape, *spec):
 def test_nothing_moves_without_a_mesh():
   x = jnp.arange(6.0).reshape(2, 3)
   assert sharding.by_expert(x) is x
-  assert sharding.num_devices() == 1
   assert sharding.gather(x) is x
   assert sharding.reshape(x, 3, 1).shape == (2, 3, 1)
 
@@ -177,11 +176,6 @@ def test_by_expert_gives_up_the_batch(mesh):
 def test_by_expert_of_whole_arrays(mesh):
   mesh(2, 4)
   assert spec_of(sharding.by_expert(jnp.ones((4, 3)))) == P('expert')
-
-
-def test_num_devices_is_that_of_the_mesh(mesh):
-  mesh(2, 2)
-  assert sharding.num_devices() == 4
 
 
 LEADING = [(), (8,), (8, 3), (8, 2, 3)]

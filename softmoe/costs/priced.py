@@ -49,25 +49,14 @@ class Priced(nnx.Module):
     del key
     routed, aux = self.router(x, key=None, **options)
     if self._training and isinstance(routed, routing.Assignment):
-      capacity = self._capacity_in_training(x, options)
-      routed = dataclasses.replace(routed, capacity=capacity)
+      key = jax.random.key(0)
+      trained: Any = routing.traced(self.router, x, key=key, **options)
+      routed = dataclasses.replace(routed, capacity=trained.capacity)
     self._seen.append(self._look(routed, len(x)))
     if isinstance(routed, routing.Assignment) and routed.dropless:
       capacity = max(round(self._share * len(x)), 1)
       routed = dataclasses.replace(routed, capacity=capacity)
     return routed, aux._replace(steer={})  # no rule moves anything here
-
-  def _capacity_in_training(
-    self, x: jax.Array, options: dict[str, Any]
-  ) -> int | None:
-    found = []  # of a trace whose result is not used
-
-    def route():
-      key = jax.random.key(0)
-      found.append(self.router(x, key=key, **options)[0].capacity)
-
-    jax.eval_shape(route)
-    return found[0]
 
   def _look(
     self, routed: routing.Slots | routing.Assignment, num_tokens: int

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 from jax import numpy as jnp
 
@@ -125,8 +126,10 @@ def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
   make = lambda width: lambda rngs: make_mlp(config, width, rngs)
   check(moe)
   try:
+    router = make_router(config, rngs)
+    _check_chunks(config, router)
     return layer.MoE(
-      make_router(config, rngs),
+      router,
       experts.Experts(
         make(moe.expert_dim or config.mlp_dim),
         moe.num_experts,
@@ -236,6 +239,19 @@ def check(moe: config_lib.MoEConfig) -> None:
         f'config.model.moe.{field.name}', given, f'{field.default!r}: {reason}'
       )
   _check_options(entry, moe)
+
+
+def _check_chunks(
+  config: config_lib.TransformerConfig, router: routing.Router
+) -> None:
+  """Raises a UserError if there are no slots that could travel in parts."""
+  if config.moe.exchange_chunks == 1:
+    return
+  token = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
+  routed = routing.traced(router, token, key=jax.random.key(0))
+  if isinstance(routed, routing.Assignment) and routed.dropless:
+    expected = '1, since dropless experts have no slots'
+    raise UserError('exchange_chunks', config.moe.exchange_chunks, expected)
 
 
 def _check_options(entry: Entry, moe: config_lib.MoEConfig) -> None:

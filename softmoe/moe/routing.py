@@ -224,6 +224,19 @@ class Router(Protocol):
   __call__: Callable[..., tuple[Any, 'Aux']]
 
 
+def traced(router: Router, x: Any, **options: Any) -> Slots | Assignment:
+  """Returns what a router says of a group, for its static fields alone.
+
+  Args:
+    router: any.
+    x: tokens of a group, or their shape and type.
+    **options: of the call, such as a key.
+  """
+  found = []
+  jax.eval_shape(lambda x: found.append(router(x, **options)[0]), x)
+  return found[0]
+
+
 def mean_over_tokens(
   values: Float[Array, 'm *rest'], mask: Bool[Array, ' m'] | None
 ) -> Float[Array, '*rest']:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.extend.core
+from jax.interpreters import partial_eval
 
 
 def count(jaxpr: Any) -> tuple[int, bool]:
@@ -12,11 +13,17 @@ def count(jaxpr: Any) -> tuple[int, bool]:
 
   A multiply and an add are two. A loop whose number of turns the data decide
   counts once, and makes the count a lower bound. Of a conditional the dearest
-  branch counts.
+  branch counts. What nothing reads does not: no compiler keeps it.
 
   Args:
     jaxpr: what `jax.jit(...).trace(...).jaxpr` gives, of all devices.
   """
+  whole = _jaxpr(jaxpr)
+  read, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))
+  return _count(read)
+
+
+def _count(jaxpr: Any) -> tuple[int, bool]:
   total, exact = 0, True
   for equation in _jaxpr(jaxpr).eqns:
     flops, sure = _equation(equation)
@@ -28,7 +35,7 @@ def _equation(equation) -> tuple[int, bool]:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _dot(equation), True
-  inner = [count(jaxpr) for jaxpr in _inner(params)]
+  inner = [_count(jaxpr) for jaxpr in _inner(params)]
   if name == 'cond':
     return max(f for f, _ in inner), all(sure for _, sure in inner)
   flops, sure = sum(f for f, _ in inner), all(sure for _, sure in inner)

@@ -114,7 +114,8 @@ def test_dropless_experts_count_as_many_as_are_wanted():
   three = sparse('bias_balanced', k=3)()
   assert three == pytest.approx(2 * MLP + ROUTING, rel=0.05)
   adaptive = sparse('threshold')
-  assert adaptive(3.0) == pytest.approx(three, rel=1e-6)
+  # But for what the routers themselves do: a search for the top 3, or a sum.
+  assert adaptive(3.0) == pytest.approx(three, rel=1e-3)
   assert adaptive() == pytest.approx(7 * MLP + ROUTING, rel=0.05)
   assert adaptive(1.0) == pytest.approx(ROUTING, abs=0.05 * MLP)
 

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe import config as config_lib
+from softmoe.models import config as model_config
 from softmoe.models import mixtures
 from softmoe.moe import routing
 from softmoe.moe.routers import hashing
@@ -16,8 +16,8 @@ WIDTH, EXPERTS, TOKENS = 6, 8, 12
 
 
 def router_of(router, **fields):
-  moe = config_lib.MoEConfig(router=router, num_experts=EXPERTS, **fields)
-  config = config_lib.ModelConfig(width=WIDTH, mlp_dim=4, moe=moe)
+  moe = model_config.MoEConfig(router=router, num_experts=EXPERTS, **fields)
+  config = model_config.TransformerConfig(width=WIDTH, mlp_dim=4, moe=moe)
   return nnx.eval_shape(lambda: mixtures.make_router(config, nnx.Rngs(0)))
 
 

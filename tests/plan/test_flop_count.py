@@ -86,3 +86,17 @@ def test_a_step_against_the_compilers_count(tiny, model, program):
   compiled = traced.lower().compile().cost_analysis()['flops']
   assert exact
   assert flops / 8 == pytest.approx(compiled, rel=0.1)
+
+
+def test_what_nothing_reads_does_not_count():
+  x = jnp.ones((3, 4, 4))
+
+  @jax.jit
+  def both(x):
+    return jnp.sum(x), x @ x
+
+  def sums(x):
+    return jax.lax.scan(lambda _, x: (None, both(x)[0]), None, x)[1]
+
+  traced = jax.jit(sums).trace(x)
+  assert flop_count.count(traced.jaxpr) == (0, True)

@@ -95,3 +95,13 @@ def test_parameters_are_evaluated_where_there_is_no_average(built):
   abstract = state_lib.abstract(built(1, 1))
   assert abstract['ema'] == {}
   assert state_lib.evaluated(abstract) is abstract['params']
+
+
+def test_averages_and_moments_of_bfloat16_parameters_are_float32(built):
+  """In bfloat16 neither would move where a decay is near 1."""
+  experiment = built(1, 1, ema=0.999, model__param_dtype='bfloat16')
+  abstract = state_lib.abstract(experiment)
+  types = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+  assert 'bfloat16' in types(abstract['params'])
+  assert types(abstract['ema']) == {'float32'}
+  assert types(abstract['opt_state']) <= {'float32', 'int32'}

@@ -247,6 +247,7 @@ def test_a_state_that_is_not_finite_is_not_saved(
         state = state | {'params': nan}
       return train_step(state, batch)
 
+    poisoned.trace = train_step.trace
     return poisoned
 
   monkeypatch.setattr(step_lib, 'make_train_step', make_poisoned)

@@ -52,6 +52,7 @@ def signalled(module, name, at, method=False):
         os.kill(os.getpid(), signal.SIGTERM)
       return function(*args, **kwargs)
 
+    counted.trace = getattr(function, 'trace', None)
     return counted
 
   original = getattr(module, name)

@@ -87,3 +87,21 @@ def test_golden_first_step(curve):
   assert set(first) == set(GOLDEN)
   for name, value in GOLDEN.items():
     assert first[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_the_loss_is_traced_once(tiny, monkeypatch, parts):
+  """However many micro-batches, though their weights are needed first."""
+  config = tiny('vit', mesh='data:1', optimizer__accumulate=parts)
+  experiment = experiment_lib.build(config, jax.devices()[:1])
+  calls, loss = [], experiment.task.loss
+
+  def counted(*args):
+    calls.append(args)
+    return loss(*args)
+
+  monkeypatch.setattr(experiment.task, 'loss', counted)
+  step = step_lib.make_train_step(experiment)
+  batch = experiment.abstract_batch(config.data.batch_size)
+  step.trace(state_lib.abstract(experiment), batch)
+  assert len(calls) == 1

@@ -2,13 +2,17 @@
 
 Devices look the floats up instead of computing them: compilers turn divisions
 into products and fuse products with sums, each in its own way, but the numbers
-of a table are the same everywhere.
+of a table are the same everywhere. A TPU computes them all the same, and may
+differ in the last bit: it looks numbers up so slowly that 256 images of 224 x
+224 would take 30 ms on a v5e, by its compiler's estimate, instead of 1.2 ms.
 """
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float32, UInt8
+
+from softmoe import sharding
 
 
 def to_floats(
@@ -18,6 +22,9 @@ def to_floats(
 
   The result is split over a mesh as the images are; nothing moves.
   """
+  if sharding.platform() == 'tpu':
+    low, high = value_range
+    return images.astype(jnp.float32) / 255 * (high - low) + low
   table = jnp.asarray(_table(value_range))
   place = jax.typeof(images).sharding
   return table.at[images].get(mode='promise_in_bounds', out_sharding=place)

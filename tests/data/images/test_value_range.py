@@ -49,3 +49,18 @@ def test_floats_stay_where_the_images_are(mesh, hlo):
   text = to_floats.lower(images).compile().as_text()
   assert 'u8[2,16,1,1]' in text
   assert not hlo.collectives(text, 8)
+
+
+@pytest.mark.parametrize('ends', _RANGES)
+def test_a_tpu_computes_the_floats_to_the_last_bit_but_one(monkeypatch, ends):
+  monkeypatch.setattr(value_range.sharding, 'platform', lambda: 'tpu')
+  to_floats = functools.partial(value_range.to_floats, value_range=ends)
+  images = jax.numpy.asarray(_every_byte())
+  assert 'gather' not in str(jax.make_jaxpr(to_floats)(images))
+  scale = np.abs(ends).max()
+  np.testing.assert_allclose(
+    to_floats(images),
+    _by_numpy(_every_byte(), *ends),
+    rtol=0,
+    atol=2e-7 * scale,
+  )
