@@ -22,7 +22,7 @@ class Progress:
     total_steps: int,
     start_step: int,
     units_per_step: int,
-    unit: str = 'example',
+    unit: str,
     stream: io.TextIOBase | None = None,
     enabled: bool = True,
   ):

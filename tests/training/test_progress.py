@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 def test_rate_excludes_the_first_measured_step(clock):
-  bar = progress.Progress(100, 0, 32, io.StringIO())
+  bar = progress.Progress(100, 0, 32, 'image', io.StringIO())
   assert bar.units_per_second == 0
   clock.now += 50  # compilation
   bar.update(1, {})
@@ -40,7 +40,7 @@ def test_rate_excludes_the_first_measured_step(clock):
 
 
 def test_rate_excludes_pauses(clock):
-  bar = progress.Progress(100, 0, 32, io.StringIO())
+  bar = progress.Progress(100, 0, 32, 'image', io.StringIO())
   with bar.pause():
     clock.now += 9
   bar.update(1, {})
@@ -55,7 +55,7 @@ def test_rate_excludes_pauses(clock):
 
 
 def test_pause_ends_when_its_body_raises(clock):
-  bar = progress.Progress(100, 0, 32, io.StringIO())
+  bar = progress.Progress(100, 0, 32, 'image', io.StringIO())
   bar.update(1, {})
   with pytest.raises(KeyError), bar.pause():
     clock.now += 5
@@ -66,7 +66,7 @@ def test_pause_ends_when_its_body_raises(clock):
 
 
 def test_rate_after_a_resume_counts_new_steps_alone(clock):
-  bar = progress.Progress(100, 50, 10, io.StringIO())
+  bar = progress.Progress(100, 50, 10, 'image', io.StringIO())
   bar.update(51, {})
   clock.now += 1
   bar.update(53, {})
@@ -75,7 +75,7 @@ def test_rate_after_a_resume_counts_new_steps_alone(clock):
 
 def test_plain_lines(clock):
   stream = io.StringIO()
-  bar = progress.Progress(1000, 0, 100, stream)
+  bar = progress.Progress(1000, 0, 100, 'image', stream)
   bar.update(100, {'loss': 2.302585})
   clock.now += 10
   bar.update(200, {'loss': 0.5, 'accuracy': 1})
@@ -90,7 +90,7 @@ def test_plain_lines(clock):
 
 def test_bar_redraws_below_messages(clock):
   stream = Terminal()
-  bar = progress.Progress(10, 0, 1, stream)
+  bar = progress.Progress(10, 0, 1, 'image', stream)
   bar.message('before')
   bar.update(5, {'loss': 1})
   clock.now += 1
@@ -108,14 +108,14 @@ def test_bar_redraws_below_messages(clock):
 def test_bar_fits_the_terminal(clock, monkeypatch):
   monkeypatch.setenv('COLUMNS', '30')
   stream = Terminal()
-  bar = progress.Progress(10, 0, 1, stream)
+  bar = progress.Progress(10, 0, 1, 'image', stream)
   bar.update(5, {'loss': 1})
   assert len(stream.shown()[-1]) == 29
 
 
 def test_disabled_prints_nothing_but_measures(clock):
   stream = io.StringIO()
-  bar = progress.Progress(10, 0, 1, stream, enabled=False)
+  bar = progress.Progress(10, 0, 1, 'image', stream, enabled=False)
   bar.update(1, {})
   clock.now += 1
   bar.update(2, {})
