@@ -15,7 +15,6 @@ from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = ['README.md', 'docs/routers.md']
 
 
 def blocks(path):
@@ -32,21 +31,24 @@ def quickstart(finished, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize('path', DOCUMENTS)
-def test_python_blocks_run_one_after_another(path, quickstart):
-  found = blocks(path)
-  assert found
-  exec(small('\n'.join(found)), {'__name__': 'document'})
+def test_python_blocks_of_the_readme_run_one_after_another(quickstart):
+  exec(small('\n'.join(blocks('README.md'))), {'__name__': 'document'})
+
+
+def test_python_blocks_about_routers_run_one_after_another():
+  code = '\n'.join(blocks('docs/routers.md'))
+  exec(code, {'__name__': 'document'})
 
 
 def small(code):
   """Returns the code with a width that computes in no time."""
-  return code.replace('384', '16').replace('1536', '64').replace('128', '4')
+  return code.replace('384', '16').replace('128', '4')
 
 
-def test_the_linen_module_has_the_layers_parameters(quickstart):
+def test_the_linen_module_has_the_layers_parameters():
+  """Without the last block, whose model puts a mesh in force."""
   scope = {'__name__': 'document'}
-  exec(small('\n'.join(blocks('README.md'))), scope)
+  exec(small('\n'.join(blocks('README.md')[:-1])), scope)
   params = scope['variables']['params']
   assert params['router']['phi'].shape == (16, 4, 1)
   again, _ = scope['linen'].apply(scope['variables'], scope['tokens'])
