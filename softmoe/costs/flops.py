@@ -137,7 +137,13 @@ def _count(
 
 def _plain(config: Any) -> Any:
   """Returns the config of the same model, unrolled and in float32."""
-  plain = dict(scan=False, remat=False, dtype='float32', param_dtype='float32')
+  plain = dict(
+    scan=False,
+    remat=False,
+    attention='plain',  # what a kernel computes is not in the program
+    dtype='float32',
+    param_dtype='float32',
+  )
   changes = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)

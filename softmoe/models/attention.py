@@ -4,6 +4,7 @@ Axes: `b` examples, `q` queries, `n` tokens that are read, `d` width, `h` heads,
 `k` width of a head. An axis of size 1 is the same for all.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import config as config_lib
-from softmoe.models import norms
+from softmoe.models import flash, norms, rotary, visibility
 
-IMPLEMENTATIONS = ('auto', 'plain', 'xla', 'cudnn')
+IMPLEMENTATIONS = ('auto', 'plain', 'xla', 'cudnn', 'pallas')
 
 
 class Cache(NamedTuple):
@@ -113,13 +114,16 @@ class Attention(nnx.Module):
       if positions is None:
         positions = jnp.arange(x.shape[1])[None]
         positions += 0 if cache is None else cache.length
-      query, key = rotate(query, positions), rotate(key, positions)
-    visible = _visible(mask, segments)
+      query = rotary.rotate(query, positions)
+      key = rotary.rotate(key, positions)
+    visible = None if mask is None else mask[:, None, None]
     if cache is not None:
-      visible = _both(visible, _so_far(cache, x.shape[1], causal))
+      visible = visibility.both(visible, _so_far(cache, x.shape[1], causal))
       cache, causal = _extend(cache, key, value), False
       key, value = cache.keys, cache.values
-    y = attend(query, key, value, visible, causal, self.implementation)
+    y = attend(
+      query, key, value, visible, segments, causal, self.implementation
+    )
     y = jnp.swapaxes(y, 1, 2)  # b q h k
     return self.out(y.reshape(x.shape)), cache
 
@@ -135,7 +139,10 @@ def choose(name: str, platform: str) -> str:
 
   Args:
     name: one of IMPLEMENTATIONS. 'plain' is `attend`'s own, 'xla' and 'cudnn'
-      are those of `jax.nn.dot_product_attention`.
+      are those of `jax.nn.dot_product_attention`, 'pallas' is `flash`. It
+      is not 'auto' even on a TPU: it makes no squares of logits, which saves
+      memory and traffic from about a thousand tokens on, but below that its
+      padding and its row sums, kept 128-fold, are more than a square.
     platform: see `sharding.platform`.
 
   Raises:
@@ -147,6 +154,8 @@ def choose(name: str, platform: str) -> str:
   live = jax.default_backend() == 'gpu' and platform not in ('cpu', 'tpu')
   if name == 'cudnn' and not live:
     raise UserError(field, name, "'auto', 'plain' or 'xla' without a GPU")
+  if name == 'pallas' and platform != 'tpu':
+    raise UserError(field, name, "'auto', 'plain' or 'xla' without a TPU")
   if name == 'auto':
     return 'plain' if platform == 'cpu' else 'xla'
   return name
@@ -156,34 +165,46 @@ def attend(
   query: Float[Array, 'b h q k'],
   key: Float[Array, 'b h n k'],
   value: Float[Array, 'b h n k'],
-  visible: Bool[Array, '#b 1 #q #n'] | None = None,
+  visible: Bool[Array, '#b 1 #q n'] | None = None,
+  segments: Int[Array, '#b q'] | None = None,
   causal: bool = False,
   implementation: str = 'auto',
 ) -> Float[Array, 'b h q k']:
   """Softmax attention, scaled by the root of the head's width, in float32.
 
+  A token that reads none gets zeros.
+
   Args:
     query: of each token that reads.
     key: of each token that is read.
     value: of each token that is read.
-    visible: which tokens each reads; one that reads none gets zeros.
+    visible: which tokens each may read.
+    segments: documents by number; no token reads another document's.
     causal: token i reads no token after i.
-    implementation: see `choose`.
+    implementation: see `choose`. What 'pallas' does not do is left to 'xla': a
+      `visible` that differs by query, as some more tokens read a cache, and a
+      lone query, which makes no square of logits.
   """
   name = choose(implementation, sharding.platform())
+  differs = visible is not None and visible.shape[2] > 1
+  if name == 'pallas' and (differs or query.shape[2] == 1):
+    name = 'xla'
+  allowed = visibility.both(visible, visibility.same_segment(segments))
   if name == 'plain':
-    if causal:
-      visible = _both(visible, _triangle(query.shape[2], key.shape[2]))
-    y = _plain(query, key, value, visible)
+    y = _plain(query, key, value, allowed, causal)
+  elif name == 'pallas':
+    mask = None if visible is None else visible[:, 0, 0]
+    call = functools.partial(flash.attend, causal=causal)
+    y = _by_example(call, query, key, value, mask, segments)
   else:
-    y = _fused(query, key, value, visible, causal, name)
-  if visible is None:
+    y = _fused(query, key, value, allowed, causal, name)
+  if visible is None or allowed is None:  # each reads itself at least
     return y
   # The softmax of a row that sees nothing is a mean of what it must not see.
-  return jnp.where(jnp.any(visible, axis=3, keepdims=True), y, 0)
+  return jnp.where(visibility.reads_any(allowed, query.shape[2], causal), y, 0)
 
 
-def _plain(query, key, value, visible):
+def _plain(query, key, value, visible, causal):
   """Attends by two plain batched matmuls.
 
   Heads come before tokens: this is what a CPU is fast at, and what
@@ -193,6 +214,8 @@ def _plain(query, key, value, visible):
     'bhqk,bhnk->bhqn', query, key, preferred_element_type=jnp.float32
   )
   logits = logits * query.shape[-1] ** -0.5
+  if causal:
+    visible = visibility.both(visible, visibility.triangle(*logits.shape[2:]))
   if visible is not None:
     logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
   weights = jax.nn.softmax(logits)
@@ -212,35 +235,20 @@ def _fused(query, key, value, visible, causal, name):
   if visible is not None:
     shape = (*visible.shape[:2], query.shape[2], key.shape[2])
     visible = jnp.broadcast_to(visible, shape)
-  if name == 'cudnn' and sharding.is_explicit('data'):
-    call = _by_example(call, visible)
+  if name == 'cudnn':
+    return _by_example(call, query, key, value, visible)
   return call(query, key, value, visible)
 
 
-def _by_example(call, visible):
-  """Returns `call` on every device with its own examples: a kernel is local."""
-  split = sharding.batch_spec()
-  shared = visible is not None and visible.shape[0] == 1
-  specs = (split, split, split, jax.P() if shared else split)
-  return jax.shard_map(call, in_specs=specs, out_specs=split, check_vma=False)
-
-
-def rotate(
-  x: Float[Array, 'b h n k'], positions: Int[Array, '#b n']
-) -> Float[Array, 'b h n k']:
-  """Returns queries or keys with rotary position embedding.
-
-  Su et al., 2021, https://arxiv.org/abs/2104.09864. Entry i of a head is paired
-  with entry i + k / 2, and the pair turned by position x 10,000^(-2i / k), so
-  that a product of query and key depends on their distance alone.
-  """
-  half = x.shape[-1] // 2
-  frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions.astype(jnp.float32)[..., None] * frequency[None, None]
-  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-  first, second = x[..., :half], x[..., half:]
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+def _by_example(call, query, *others):
+  """Calls on every device with its own examples: a kernel is local."""
+  if not sharding.is_explicit('data'):
+    return call(query, *others)
+  split = jax.P(jax.typeof(query).sharding.spec[0])
+  place = lambda v: split if v.shape[0] == query.shape[0] else jax.P()
+  specs = (split, *jax.tree.map(place, others))
+  call = jax.shard_map(call, in_specs=specs, out_specs=split, check_vma=False)
+  return call(query, *map(jax.reshard, others, specs[1:]))
 
 
 def _check(memory, causal, segments, cache, num_tokens):
@@ -255,22 +263,6 @@ def _check(memory, causal, segments, cache, num_tokens):
   if cache is not None and num_tokens > cache.keys.shape[2]:
     expected = f'at most the {cache.keys.shape[2]} of the cache'
     raise UserError('x', f'{num_tokens} tokens', expected)
-
-
-def _visible(mask, segments) -> Bool[Array, '#b 1 #q n'] | None:
-  visible = None if mask is None else mask[:, None, None]
-  if segments is None:
-    return visible
-  same = segments[:, None, :, None] == segments[:, None, None]
-  return _both(visible, same)
-
-
-def _both(a, b):
-  return b if a is None else a & b
-
-
-def _triangle(q: int, n: int) -> Bool[Array, '1 1 q n']:
-  return (jnp.arange(q)[:, None] >= jnp.arange(n)[None])[None, None]
 
 
 def _so_far(cache: Cache, num: int, causal: bool) -> Bool[Array, '1 1 #q n']:

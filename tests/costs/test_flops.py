@@ -187,6 +187,14 @@ def test_how_it_is_run_changes_no_count(changes):
   assert flops.forward(experiment_lib.parse(tiny(**changes))).flops() == plain
 
 
+def test_a_kernel_for_devices_that_are_not_here_costs_what_attention_does():
+  counted = [
+    flops.forward(experiment_lib.parse(tiny(attention=name)))
+    for name in ('auto', 'pallas')
+  ]
+  assert counted[0] == counted[1]
+
+
 def test_the_mesh_in_force_plays_no_part_and_stays(mesh):
   config = experiment_lib.parse(tiny())
   alone = flops.forward(config).flops()

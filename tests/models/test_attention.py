@@ -5,58 +5,27 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.errors import UserError
 from softmoe.models import attention
-from softmoe.models.config import TransformerConfig
 from tests.models import attention_loops as loops
-
-B, N, WIDTH, HEADS = 4, 6, 8, 2
-NAMES = ('plain', 'xla')
-SEGMENTS = np.array([[0, 0, 0, 1, 1, 1]] * 2 + [[0, 1, 1, 2, 2, 2]] * 2)
-# The last example has nothing to read, the third nothing in its first document.
-MASK = np.array(
-  [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1], [0] * 6], bool
+from tests.models.attention_cases import (
+  CASES,
+  HEADS,
+  MASK,
+  SEGMENTS,
+  B,
+  N,
+  arrays,
+  draw_tokens,
+  exact,
+  make,
+  sees,
 )
+
+NAMES = ('plain', 'xla')
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2]] * 2 + [[0, 0, 1, 5, 7, 9]] * 2)
-CASES = {
-  'all': {},
-  'mask': dict(mask=MASK),
-  'causal': dict(causal=True),
-  'segments': dict(segments=SEGMENTS),
-  'everything': dict(mask=MASK, causal=True, segments=SEGMENTS),
-}
-
-
-def make(**fields):
-  """Returns a layer with parameters of which none is special."""
-  config = TransformerConfig(width=WIDTH, num_heads=HEADS, **fields)
-  build = lambda: attention.Attention(config, qk_norm=False, rngs=nnx.Rngs(0))
-  graphdef, state = nnx.split(nnx.eval_shape(build))
-  rng = np.random.default_rng(0)
-  draw = lambda w: jnp.asarray(0.7 * rng.normal(size=w.shape), w.dtype)
-  params = jax.tree.map(draw, nnx.to_pure_dict(state))
-  return config, params, nnx.merge(graphdef, params)
-
-
-def draw_tokens(n=N, b=B):
-  return jax.random.normal(jax.random.key(1), (b, n, WIDTH))
-
-
-def arrays(arguments):
-  of = lambda v: v if isinstance(v, bool) else jnp.asarray(v)
-  return {name: of(v) for name, v in arguments.items()}
-
-
-def sees(b, mask=None, causal=False, segments=None):
-  """Returns which queries of example b may read which tokens."""
-  return lambda i, j: (
-    (mask is None or mask[b, j])
-    and not (causal and j > i)
-    and (segments is None or segments[b, i] == segments[b, j])
-  )
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -64,14 +33,11 @@ def sees(b, mask=None, causal=False, segments=None):
 def test_equals_loops(name, case):
   _, params, layer = make(attention=name)
   x, arguments = draw_tokens(), CASES[case]
-  exact = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
-  expected = [
-    loops.layer(exact, row, HEADS, sees(b, **arguments))
-    for b, row in enumerate(np.asarray(x, np.float64))
-  ]
   y, cache = layer(x, **arrays(arguments))
   assert cache is None
-  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    y, exact(params, x, arguments), rtol=1e-5, atol=1e-5
+  )
   if case == 'mask':  # nothing read: nothing but the bias is left
     bias = np.broadcast_to(params['out']['bias'], y[3].shape)
     np.testing.assert_array_equal(y[3], bias)
@@ -81,10 +47,10 @@ def test_equals_loops(name, case):
 def test_rotary_equals_loops(positions):
   _, params, layer = make(positions='rotary')
   x = draw_tokens()
-  exact = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+  weights = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
   given = [range(N)] * B if positions is None else positions
   expected = [
-    loops.layer(exact, row, HEADS, sees(b, causal=True), given[b])
+    loops.layer(weights, row, HEADS, sees(b, causal=True), given[b])
     for b, row in enumerate(np.asarray(x, np.float64))
   ]
   places = None if positions is None else jnp.asarray(positions)
@@ -246,6 +212,13 @@ def test_cudnn_needs_a_mesh_of_live_gpus(monkeypatch):
   for platform in ('cpu', 'tpu'):
     with pytest.raises(UserError, match="got 'cudnn'"):
       attention.choose('cudnn', platform)
+
+
+def test_pallas_needs_a_tpu():
+  assert attention.choose('pallas', 'tpu') == 'pallas'
+  for platform in ('cpu', 'gpu'):
+    with pytest.raises(UserError, match="got 'pallas'; .* without a TPU"):
+      attention.choose('pallas', platform)
 
 
 @pytest.mark.parametrize(
