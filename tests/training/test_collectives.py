@@ -2,12 +2,9 @@
 
 import collections
 
-import jax
 import pytest
-from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe import sharding
 from softmoe.runs import state as state_lib
 from softmoe.training import step as step_lib
 
@@ -30,12 +27,7 @@ def step(tiny, hlo):
     moe |= dict(mixup=0.0, model__depth=4)
     config = tiny('vit', mesh=mesh, **moe, **changes)
     experiment = experiment_lib.build(config)
-    place = jax.NamedSharding(experiment.mesh, sharding.batch_spec())
-    size, struct = config.data.batch_size, jax.ShapeDtypeStruct
-    batch = {
-      'image': struct((size, 8, 8, 1), jnp.float32, sharding=place),
-      'label': struct((size,), jnp.int32, sharding=place),
-    }
+    batch = experiment.abstract_batch(config.data.batch_size)
     compiled = (
       step_lib.make_train_step(experiment)
       .lower(state_lib.abstract(experiment), batch)

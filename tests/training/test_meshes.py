@@ -61,7 +61,7 @@ def draw_batch(config):
   rng = np.random.default_rng(1)
   size = config.data.batch_size
   return {
-    'image': rng.normal(size=(size, 8, 8, 1)).astype('f'),
+    'image': rng.integers(0, 256, (size, 8, 8, 1), dtype='u1'),
     'label': rng.integers(0, 10, size, dtype='i'),
   }
 

@@ -14,6 +14,7 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import Stopped
 from softmoe.runs import checkpoint
 from softmoe.runs import state as state_lib
+from softmoe.tasks import means
 from softmoe.training import loop
 from softmoe.training import step as step_lib
 
@@ -123,6 +124,7 @@ def test_a_crash_loses_only_what_came_after_the_last_save(
         raise RuntimeError('crash')
       return step(*args)
 
+    crash.trace = step.trace
     return crash
 
   monkeypatch.setattr(step_lib, 'make_train_step', make)
