@@ -46,7 +46,7 @@ class TransformerConfig:
   mlp_dim: int = 1536
   num_heads: int = 6
   qk_norm: bool = False
-  attention: str = 'auto'  # or 'plain', 'xla', 'cudnn', 'pallas'
+  attention: str = 'plain'  # or 'xla', 'cudnn', 'pallas': see `attention`
   positions: str = 'none'  # 'rotary': in the attention of tokens to each other
   dropout: float = 0.0
   drop_path: float = 0.0  # rate of the last block; grows linearly with depth

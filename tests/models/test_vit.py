@@ -253,7 +253,7 @@ def test_bad_variant_is_named(name):
     ('dtype', 'float16', FLOATS),
     ('param_dtype', 'float16', FLOATS),
     ('attention', 'flash', f'one of {attention.IMPLEMENTATIONS}'),
-    ('attention', 'cudnn', "'auto', 'plain' or 'xla' without a GPU"),
+    ('attention', 'cudnn', "'plain' or 'xla' without a GPU"),
     ('positions', 'learned', "one of ('none', 'rotary')"),
     (
       'moe.router',

@@ -91,7 +91,7 @@ def test_a_directory_without_write_permission_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'changes',
   [
-    dict(mesh='data:2,fsdp:2,expert:2'),
+    dict(mesh='data:2,fsdp:2,expert:2', model__remat=True),
     dict(log_every=1, eval_every=7),
     dict(checkpoint__every=3, checkpoint__keep_last=5),
     dict(data__threads=1, data__prefetch=0, data__eval_batch_size=8),
