@@ -22,7 +22,7 @@ test-all: $(READY)
 	$(PYTEST)
 
 lint: $(READY)
-	$(BIN)/ruff check
+	$(BIN)/ruff check --no-cache
 	$(BIN)/ruff format --check
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 

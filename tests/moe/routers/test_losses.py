@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from tests.moe.loss_loops import counted, switch, variation
 
 from softmoe.moe.routers import losses
+from tests.moe.loss_loops import counted, switch, variation
 
 GATES = jnp.array([[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]])
 FIRST = jnp.array([[1.0, 0, 0], [1, 0, 0]])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
-from tests.moe.loss_loops import variation
 
 from softmoe.moe.routers.tokens_choice import TokensChoice
+from tests.moe.loss_loops import variation
 from tests.moe.sparse import check_gradients, compute
 
 WIDTH, DRAWS = 6, 20
