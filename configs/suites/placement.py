@@ -18,7 +18,6 @@ BLOCKS = {
   'every other': (1, 3, 5),
   'all': (0, 1, 2, 3, 4, 5),
 }
-NARROW = suite.ONE_CHECKPOINT | {'model.width': 32, 'model.mlp_dim': 128}
 
 
 def get_suite() -> suite.Suite:
@@ -33,7 +32,9 @@ def get_suite() -> suite.Suite:
     metric='test/accuracy',
     splits=('val', 'test', 'faces'),
     runs=(
-      *suite.product({'ViT': 'glyphs:vit'}, [0], overrides=NARROW),
-      *suite.product(MODELS, [0], places, NARROW),
+      *suite.product(
+        {'ViT': 'glyphs:vit'}, [0], overrides=suite.ONE_CHECKPOINT
+      ),
+      *suite.product(MODELS, [0], places, suite.ONE_CHECKPOINT),
     ),
   )
