@@ -5,6 +5,7 @@ Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951.
 
 from softmoe.tables import suite
 
+VIT = {'ViT': 'glyphs:vit'}
 MODELS = {
   'Soft MoE': 'glyphs:soft',
   'Tokens Choice': 'glyphs:tokens',
@@ -32,9 +33,7 @@ def get_suite() -> suite.Suite:
     metric='test/accuracy',
     splits=('val', 'test', 'faces'),
     runs=(
-      *suite.product(
-        {'ViT': 'glyphs:vit'}, [0], overrides=suite.ONE_CHECKPOINT
-      ),
+      *suite.product(VIT, [0], overrides=suite.ONE_CHECKPOINT),
       *suite.product(MODELS, [0], places, suite.ONE_CHECKPOINT),
     ),
   )
