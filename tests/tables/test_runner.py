@@ -40,7 +40,6 @@ def environment(tmp_path_factory):
 @pytest.fixture(scope='module')
 def start(environment):
   """Yields a function that starts a table, with folders in one of its own."""
-
   started = []
 
   def start(folder, table, *arguments):

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.process import config_flag
 from softmoe.tables import suite
@@ -101,3 +102,5 @@ def test_suites_that_come_along_have_good_configs(path):
   for run in found.runs:
     assert run.load_config().seed == run.seed
   assert found.metric.split('/')[0] in found.splits
+  for name in found.evaluators:
+    assert callable(config_lib.load('evaluators', name))

@@ -72,6 +72,13 @@ def test_metrics_of_all_splits_and_evaluators(finished, one_device):
   )
 
 
-def test_a_split_that_is_not_there_is_found_before_the_training(tiny):
-  with pytest.raises(UserError, match='val'):
-    worker._check_splits(tiny(), ('test', 'val'))
+@pytest.mark.parametrize(
+  ('fields', 'name'),
+  [
+    ({'splits': ('test', 'val')}, 'val'),
+    ({'evaluators': {'tests.tables.tiny_suite:cuont': {}}}, 'cuont'),
+  ],
+)
+def test_what_cannot_be_evaluated_is_not_trained(tiny, fields, name):
+  with pytest.raises(UserError, match=name):
+    worker._check(suite_lib.Suite('T', runs=(), **fields), tiny())
