@@ -1,6 +1,7 @@
 """What `python -m softmoe.data.prepare glyphs DIR` made: `docs/glyphs.md`.
 
-A split is SPLIT_images.npy, uint8 (n, 32, 32), and SPLIT_labels.npy, int32 (n,).
+A split is SPLIT_images.npy, uint8 (n, 32, 32), and SPLIT_labels.npy, int32
+(n,).
 """
 
 import json

@@ -12,6 +12,8 @@ from jaxtyping import Float64
 
 from softmoe.data.prepare import fonts
 
+Table = Float64[np.ndarray, 'faces faces']
+
 SAME = 0.1  # at most this apart, two faces draw the same
 RELATED = 0.25  # below this, two faces are of one design whatever their names
 _LEAST = 16  # characters that two faces must share to be compared
@@ -23,8 +25,8 @@ _DESIGNS = (
   (r'm ?plus|m\+|mig(mix|u)|vl p?gothic|ricty', 'm plus'),
   (r'klee|lxgw wenkai', 'klee'),
   (r'ar pl|cwtexkai|babelstone han', 'arphic'),
-  (r'(aoyagi|kouzan)', 'aoyagi kouzan'),
-  (r'ume(plus)? (clp?|hy|p|ui)? ?gothic|ume(plus)? gothic', 'ume gothic'),
+  (r'aoyagi|kouzan', 'aoyagi kouzan'),
+  (r'ume(plus)? ((clp?|hy|p|ui) )?gothic', 'ume gothic'),
   (r'ume (p )?mincho', 'ume mincho'),
   (r'droid sans fallback|wenquanyi micro hei', 'droid'),
   (r'un(batang|shinmun)|baekmuk batang', 'batang'),
@@ -40,7 +42,7 @@ _DESIGNS = (
 )
 # What says no more than the region, the spacing or the weight.
 _NO_DESIGN = re.compile(
-  r'\b(jp|kr|sc|tc|hk|cn|tw|mbe|mono|code|condensed|narrow|thin|(extra|ultra|'
+  r'\b(jp|kr|sc|tc|hk|mono|code|condensed|narrow|thin|(extra|ultra|'
   r'demi|semi)?(light|bold)|regular|medium|black|heavy|oblique|italic)\b'
 )
 
@@ -65,7 +67,7 @@ def distance(a: fonts.Images, b: fonts.Images) -> float:
   return 1 - common / (total - common)
 
 
-def distances(images: list[fonts.Images]) -> Float64[np.ndarray, 'n n']:
+def distances(images: list[fonts.Images]) -> Table:
   """Returns the distance of each face to each."""
   table = np.zeros((len(images), len(images)))
   for i, a in enumerate(images):
@@ -74,7 +76,7 @@ def distances(images: list[fonts.Images]) -> Float64[np.ndarray, 'n n']:
   return table
 
 
-def twins(table: Float64[np.ndarray, 'n n']) -> list[int]:
+def twins(table: Table) -> list[int]:
   """Returns for each face the first that draws the same: itself, if it is new.
 
   A face that is left out stands for no other.
@@ -88,7 +90,7 @@ def twins(table: Float64[np.ndarray, 'n n']) -> list[int]:
   return found
 
 
-def families(names: list[str], table: Float64[np.ndarray, 'n n']) -> list[str]:
+def families(names: list[str], table: Table) -> list[str]:
   """Returns the design family of each face, called by its first design.
 
   Faces are of one family if their names say so, if they are less than `RELATED`
@@ -106,7 +108,7 @@ def families(names: list[str], table: Float64[np.ndarray, 'n n']) -> list[str]:
       i = roots[i]
     return i
 
-  for i, j in np.argwhere(table < RELATED):
+  for i, j in np.argwhere(table < RELATED).tolist():
     roots[root(max(i, j))] = root(min(i, j))
   for i, each in enumerate(designs):
     roots[root(i)] = root(designs.index(each))

@@ -3,8 +3,10 @@
 Needs fontTools, which says what a face has, and Pillow, which draws it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,9 @@ _FOLDERS = (
   '/Library/Fonts',
   '~/Library/Fonts',
 )
+
+# What it says of odd fonts tells a user nothing.
+logging.getLogger('fontTools').setLevel(logging.CRITICAL)
 
 Images = UInt8[np.ndarray, 'n 32 32']
 
@@ -115,7 +120,8 @@ def draw(face: Face, characters: str, sample: str) -> Images:
     return drawn
   for i, character in enumerate(characters):
     if ord(character) in known:
-      drawn[i] = _draw_one(font, character)
+      with contextlib.suppress(OSError):  # such as a hint that is wrong
+        drawn[i] = _draw_one(font, character)
   return _without_fillers(drawn)
 
 
@@ -159,19 +165,27 @@ def _scaled(face: Face, sample: list[str]) -> ImageFont.FreeTypeFont:
   font = ImageFont.truetype(
     face.path, _MEASURED, face.index, layout_engine=ImageFont.Layout.BASIC
   )
-  sides = sorted(max(_ink(font, character).size) for character in sample)
-  sides = [side for side in sides if side]
+  sides = sorted(filter(None, (_side(font, each) for each in sample)))
   if not sides:
     raise OSError('no ink')
   return font.font_variant(size=_INK * _MEASURED / sides[len(sides) // 2])
 
 
-def _ink(font: ImageFont.FreeTypeFont, character: str) -> pillow.Image:
-  """Returns the ink of a character and nothing around it; empty if none."""
+def _side(font: ImageFont.FreeTypeFont, character: str) -> int:
+  """Returns the longer side of a character's ink in pixels, 0 if it fails."""
   try:
-    mask, _ = font.getmask2(character, mode='L')
-  except OSError:  # such as a hint that is no instruction
-    return pillow.new('L', (0, 0))
+    return max(_ink(font, character).size)
+  except OSError:
+    return 0
+
+
+def _ink(font: ImageFont.FreeTypeFont, character: str) -> pillow.Image:
+  """Returns the ink of a character and nothing around it; empty if none.
+
+  Raises:
+    OSError: the glyph is broken.
+  """
+  mask: Any = font.getmask2(character, mode='L')[0]
   if not all(mask.size):
     return pillow.new('L', (0, 0))
   image = pillow.frombytes('L', mask.size, bytes(mask))

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 
 from softmoe.data.prepare import chance, families, fonts, workers
 from softmoe.data.prepare.pairs import Kept, Recipe
@@ -111,7 +110,9 @@ def hold_out(named: list[str]) -> set[str]:
   return found
 
 
-def _distances(images: list[fonts.Images]) -> Float64[np.ndarray, 'n n']:
+def _distances(
+  images: list[fonts.Images],
+) -> families.Table:
   """Returns the distances of faces, of which many are exact copies."""
   contents = [each.tobytes() for each in images]
   first = {content: i for i, content in reversed(list(enumerate(contents)))}
