@@ -5,10 +5,12 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from softmoe.data import splits
 from softmoe.data.prepare import chance, fonts, workers
+
+Drawn = UInt8[np.ndarray, 'faces characters 32 32']
 
 _TEST, _VAL = 0.05, 0.05  # of the pairs with a training face
 
@@ -84,7 +86,7 @@ def _part(face: Kept, character: str) -> str:
 
 
 def _few_shot(
-  drawn: fonts.Images, kept: list[Kept], recipe: Recipe
+  drawn: Drawn, kept: list[Kept], recipe: Recipe
 ) -> dict[str, Split]:
   """Returns a pool of shots and what to test on, by training faces alone."""
   first, shots = len(recipe.characters), recipe.shots
@@ -107,7 +109,7 @@ def _few_shot(
 
 
 def _gather(
-  drawn: fonts.Images, rows: list[tuple[int, int, int]], classes: str
+  drawn: Drawn, rows: list[tuple[int, int, int]], classes: str
 ) -> Split:
   """Returns (face, character, label) rows in a fixed order, well mixed."""
   table = np.array(rows, np.int32).reshape(-1, 3)
@@ -115,8 +117,8 @@ def _gather(
   return Split(drawn[faces, characters], labels, faces, classes)
 
 
-def _draw(kept: list[Kept], recipe: Recipe, processes: int) -> np.ndarray:
-  """Returns uint8 (face, character, 32, 32) of classes and others."""
+def _draw(kept: list[Kept], recipe: Recipe, processes: int) -> Drawn:
+  """Returns what each face draws of the classes and, behind them, others."""
   characters = recipe.characters + recipe.others
   shape = (len(kept), len(characters), fonts.SIZE, fonts.SIZE)
   drawn = np.zeros(shape, np.uint8)

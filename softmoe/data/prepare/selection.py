@@ -42,7 +42,9 @@ def choose(files: Iterable[str], recipe: Recipe, processes: int) -> Choice:
   work = functools.partial(_sample, sample=recipe.sample)
   found = workers.each(work, sorted(set(files)), processes)
   least = recipe.coverage * len(recipe.sample)
-  pool = [s for s in itertools.chain(*found) if s.number >= least]
+  # One of each, since a file may be in two folders.
+  each = {sampled.face: sampled for sampled in itertools.chain(*found)}
+  pool = [sampled for sampled in each.values() if sampled.number >= least]
   # The more a face draws, the sooner: so that it stands for the others.
   pool.sort(key=lambda s: (-s.number, s.face))
   if not pool:
