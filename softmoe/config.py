@@ -34,6 +34,8 @@ class DataConfig:
   eval_batch_size: int = 512  # examples, of all devices
   threads: int = 4  # that read and transform examples
   prefetch: int = 2  # batches placed on the devices ahead of the step
+  # Of the data, where the source has one: a run fills it in, and keeps to it.
+  fingerprint: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,6 +102,21 @@ def parse(config: ml_collections.ConfigDict | dict) -> config_lib.Config:
   return config_lib.parse(config, registry.find(name).Config)
 
 
+def with_fingerprint(config: config_lib.Config) -> config_lib.Config:
+  """Returns the config with the fingerprint of the data that is there.
+
+  Raises:
+    UserError: the config names another, or the data is missing or corrupt.
+  """
+  given = config.data.fingerprint
+  found = registry.find(config.task)(config).fingerprint()
+  if given not in ('', found):
+    expected = f'{found!r}, that of the data in {config.data.source!r}'
+    raise UserError('config.data.fingerprint', given, expected)
+  data = dataclasses.replace(config.data, fingerprint=found)
+  return dataclasses.replace(config, data=data)
+
+
 def build(
   config: config_lib.Config, devices: Sequence[jax.Device] | None = None
 ) -> Experiment:

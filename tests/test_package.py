@@ -32,6 +32,7 @@ TESTS = [*(ROOT / 'tests').rglob('*.py')]
 # Distributions whose module has another name.
 MODULES = {
   'absl-py': 'absl',
+  'fonttools': 'fontTools',
   'orbax-checkpoint': 'orbax',
   'pillow': 'PIL',
   'pyyaml': 'yaml',
@@ -103,8 +104,8 @@ def test_the_layers_use_nothing_of_ours_that_needs_more():
 
 
 def test_what_is_imported_is_listed_and_what_is_listed_is_imported():
-  groups = [EXTRAS['train'], EXTRAS['plots'], PROJECT['dependencies']]
-  assert foreign(CODE) == modules(*groups)
+  extras = (EXTRAS[name] for name in ('train', 'plots', 'glyphs'))
+  assert foreign(CODE) == modules(PROJECT['dependencies'], *extras)
 
 
 def test_every_extra_is_used():
@@ -119,7 +120,7 @@ def test_no_exception_is_out_of_date():
 def test_the_pinned_versions_are_of_all_that_is_developed_with():
   lines = (ROOT / 'requirements.txt').read_text().splitlines()
   pinned = distributions([line for line in lines if line[:1].isalpha()])
-  extras = (EXTRAS[name] for name in ('train', 'plots', 'dev'))
+  extras = (EXTRAS[name] for name in ('train', 'plots', 'glyphs', 'dev'))
   assert pinned == distributions(PROJECT['dependencies'], *extras)
 
 

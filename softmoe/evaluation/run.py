@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from softmoe import experiment as experiment_lib
 from softmoe.runs import load
 
 
@@ -26,9 +27,11 @@ def evaluate_workdir(
     'step', 'split', and what the evaluators of the task say.
 
   Raises:
-    UserError: there is no such run, checkpoint or split.
+    UserError: there is no such run, checkpoint or split, or the data is no
+      longer what the run read.
   """
   experiment, number, params = load.restore(workdir, step, mesh)
+  experiment_lib.with_fingerprint(experiment.config)
   split = split or experiment.config.data.eval_split
   metrics = experiment.evaluate(params, split)
   return {'step': number, 'split': split} | metrics

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from softmoe import config as config_lib
-from softmoe.data.images import batches, value_range
+from softmoe.data.images import batches, sources, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
 from softmoe.models import vit
@@ -83,6 +83,10 @@ class Classification(task_lib.Task):
   ) -> Iterator[dict[str, np.ndarray]]:
     """Returns images and labels of a split, in order."""
     return batches.eval_batches(self.config.data, split, rows=rows)
+
+  def fingerprint(self) -> str:
+    """Returns that of the images."""
+    return sources.fingerprint(self.config.data.source)
 
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns `image` (b, height, width, channels) and `label` (b,)."""

@@ -109,6 +109,14 @@ class Task(abc.ABC):
       UserError: as `train_batches`.
     """
 
+  def fingerprint(self) -> str:
+    """Returns a hash of the data, '' where the source has none.
+
+    Raises:
+      UserError: the data is missing or corrupt.
+    """
+    return ''
+
   @abc.abstractmethod
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and types of a training batch of `size` examples."""

@@ -42,6 +42,7 @@ def train(
     Diverged: the loss is no longer finite; the last checkpoint stays.
     GaveUp: the starts before this one were lost, and gained no step.
   """
+  config = experiment_lib.with_fingerprint(config)
   workdir = workdir_lib.claim(workdir, config)
   result = workdir_lib.read_result(workdir)
   if result is None:
@@ -207,6 +208,7 @@ def _result(
     'split': config.data.eval_split,
     **evaluation,
     'params': experiment.num_params(),
+    'data': config.data.fingerprint,
     'metric': config.checkpoint.best_metric,
     'unit': experiment.task.unit,
     f'gflop_per_{experiment.task.unit}': cost.flops(wanted) / 1e9,

@@ -174,3 +174,26 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='disk full'):
     workdir_lib.write_json(path, {'a': 2})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_a_run_keeps_to_its_data(tmp_path):
+  manifest, source = tmp_path / 'manifest.json', f'glyphs:{tmp_path}'
+  config = change(data__source=source)
+
+  def found(fingerprint, config=config):
+    content = {'data': 'glyphs', 'fingerprint': fingerprint}
+    manifest.write_text(json.dumps(content))
+    return experiment_lib.with_fingerprint(config)
+
+  run_dir = owned(tmp_path / 'run', found('old'))
+  assert workdir_lib.claim(run_dir, found('old')) == run_dir
+  expected = "config.data.fingerprint: got 'new'; 'old', as the run in"
+  with pytest.raises(UserError, match=expected):
+    workdir_lib.claim(run_dir, found('new'))
+  expected = "config.data.fingerprint: got 'old'; 'new', that of the data"
+  with pytest.raises(UserError, match=expected):
+    found('new', workdir_lib.read_config(run_dir))
+
+
+def test_most_sources_have_no_fingerprint():
+  assert experiment_lib.with_fingerprint(CONFIG) == CONFIG

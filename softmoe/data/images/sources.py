@@ -1,7 +1,7 @@
 """Sources by name: the one place that knows them all."""
 
 from softmoe.data import splits
-from softmoe.data.images import digits, fake, folder, idx, npz, tfds
+from softmoe.data.images import digits, fake, folder, glyphs, idx, npz, tfds
 from softmoe.data.images import source as source_lib
 from softmoe.errors import UserError
 
@@ -9,10 +9,13 @@ _OPENERS = {
   'digits': digits.open_split,
   'fake': fake.open_split,
   'folder': folder.open_split,
+  'glyphs': glyphs.open_split,
   'idx': idx.open_split,
   'npz': npz.open_split,
   'tfds': tfds.open_split,
 }
+# Of the kinds that know what they hold.
+_FINGERPRINTS = {'glyphs': glyphs.fingerprint}
 
 
 def open_source(name: str, split: str) -> source_lib.Source:
@@ -25,8 +28,26 @@ def open_source(name: str, split: str) -> source_lib.Source:
   Raises:
     UserError: the source or the split is unknown, missing, corrupt or empty.
   """
+  kind, argument = _parse(name)
+  whole = _OPENERS[kind](argument, splits.base_name(split))
+  return source_lib.Subset(whole, splits.indices(split, len(whole)))
+
+
+def fingerprint(name: str) -> str:
+  """Returns the hash of all that a source holds, '' where it has none.
+
+  Args:
+    name: as in `open_source`.
+
+  Raises:
+    UserError: the source is unknown, missing or corrupt.
+  """
+  kind, argument = _parse(name)
+  return _FINGERPRINTS[kind](argument) if kind in _FINGERPRINTS else ''
+
+
+def _parse(name: str) -> tuple[str, str]:
   kind, _, argument = name.partition(':')
   if kind not in _OPENERS:
     raise UserError('config.data.source', name, f'one of {sorted(_OPENERS)}')
-  whole = _OPENERS[kind](argument, splits.base_name(split))
-  return source_lib.Subset(whole, splits.indices(split, len(whole)))
+  return kind, argument

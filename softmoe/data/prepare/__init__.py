@@ -1,0 +1,1 @@
+"""Data sets that any machine can make: python -m softmoe.data.prepare NAME."""
