@@ -4,6 +4,7 @@ FLOP here counts a multiply and an add as two, as the papers' tables do.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -95,16 +96,23 @@ def active_params(experiment: experiment_lib.Experiment, cost: Cost) -> int:
     experiment: whose parameters they are.
     cost: of its config.
   """
-  total = experiment.num_params()
-  model = experiment_lib.abstract_model(
-    type(experiment.task)(_plain(experiment.config))
-  )
+  model = nnx.merge(experiment.graphdef, experiment.abstract_params)
   layers = experiment_lib.moe_layers(model)
-  idle = (
-    (1 - share) * sum(w.size for w in jax.tree.leaves(layer.experts))
-    for layer, share in zip(layers, cost.active, strict=True)
+  shares, idle = iter(cost.active), []
+  for layer in layers:
+    parts = list(itertools.islice(shares, _num_blocks(layer)))
+    size = sum(w.size for w in jax.tree.leaves(layer.experts)) / len(parts)
+    idle += [(1 - share) * size for share in parts]
+  return round(experiment.num_params() - math.fsum(idle))
+
+
+def _num_blocks(layer: Any) -> int:
+  """Returns how many blocks a layer is in; those of a scan are stacked."""
+  weights = jax.tree.leaves(
+    nnx.state(layer.experts), is_leaf=lambda v: isinstance(v, nnx.Variable)
   )
-  return round(total - math.fsum(idle))
+  first = weights[0]
+  return first.shape[0] if first.get_metadata().get('stacked', False) else 1
 
 
 def _extrapolate(half: float, most: float, layers: list[priced.Seen]) -> float:

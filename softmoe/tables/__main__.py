@@ -1,4 +1,4 @@
-"""Tables: of the runs of a suite.
+"""Tables: the paper's costs, and what the runs of a suite say.
 
 python -m softmoe.tables TABLE ...
 """
@@ -11,6 +11,7 @@ from softmoe.process import launch
 
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
+  'cost': 'softmoe.tables.cost.command:main',
   'run': 'softmoe.tables.run:main',
   'time': 'softmoe.tables.timing:main',
 }

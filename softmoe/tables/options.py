@@ -1,4 +1,4 @@
-"""Arguments of the tables that read and write the folders of a suite."""
+"""Arguments of the tables, and those that name a suite and its folders."""
 
 import argparse
 import pathlib
@@ -10,21 +10,27 @@ from softmoe.tables import suite as suite_lib
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line, and which knows SUITE and folders."""
+  """A parser whose errors are one line."""
 
   def __init__(self, table: str, description: str):
     super().__init__(
       f'softmoe.tables {table}', description=description, allow_abbrev=False
     )
-    self.add_argument('suite', metavar='SUITE', help='a name or a file')
-    for name, holds in (('results', 'one JSON a run'), ('runs', 'workdirs')):
-      self.add_argument(
-        f'--{name}', default=name, metavar='DIR', help=f'of {holds}'
-      )
 
   def error(self, message: str) -> NoReturn:
     """Raises a UserError."""
     raise UserError('arguments', self.prog, message)
+
+
+def suite_parser(table: str, description: str) -> Parser:
+  """Returns a parser that knows SUITE and its folders."""
+  parser = Parser(table, description)
+  parser.add_argument('suite', metavar='SUITE', help='a name or a file')
+  for name, holds in (('results', 'one JSON a run'), ('runs', 'workdirs')):
+    parser.add_argument(
+      f'--{name}', default=name, metavar='DIR', help=f'of {holds}'
+    )
+  return parser
 
 
 def positive(text: str) -> int:

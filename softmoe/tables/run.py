@@ -12,7 +12,7 @@ from softmoe.tables import page, runner
 
 def main(argv: list[str]) -> None:
   """Runs what the arguments ask for; the process ends with its exit code."""
-  parser = options_lib.Parser('run', 'Does the runs of a suite.')
+  parser = options_lib.suite_parser('run', 'Does the runs of a suite.')
   parser.add_argument('--only', metavar='RUN', help='one run alone')
   parser.add_argument(
     '--workers', type=options_lib.positive, metavar='N', help='runs at once'

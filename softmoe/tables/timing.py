@@ -29,7 +29,7 @@ from softmoe.training import step as step_lib
 
 def main(argv: list[str]) -> None:
   """Times the models of the suite that the arguments name."""
-  parser = options_lib.Parser('time', 'Times each model of a suite.')
+  parser = options_lib.suite_parser('time', 'Times each model of a suite.')
   parser.add_argument('--rounds', type=options_lib.positive, default=20)
   options = parser.parse_args(argv)
   _, found, folders = options_lib.open_suite(options)

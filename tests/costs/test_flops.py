@@ -201,3 +201,19 @@ def test_the_mesh_in_force_plays_no_part_and_stays(mesh):
   entered = mesh(2, 4)
   assert flops.forward(config).flops() == alone
   assert jax.sharding.get_mesh() == entered
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_active_parameters_are_those_of_the_experts_that_run(scan):
+  d, f, experts, slots = 32, 64, 4, 4
+  config = tiny(depth=4, scan=scan)
+  config.model.moe.update(
+    blocks=(1, 2), num_experts=experts, slots_per_expert=slots
+  )
+  config = experiment_lib.parse(config)
+  experiment = experiment_lib.build(config, jax.devices()[:1])
+  active = flops.active_params(experiment, flops.forward(config))
+  an_expert = 2 * d * f + d + f
+  run = experts * slots / 64  # of 64 tokens
+  expected = experiment.num_params() - 2 * (experts - run) * an_expert
+  assert active == expected

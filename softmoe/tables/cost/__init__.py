@@ -1,0 +1,1 @@
+"""What the models of the Soft MoE paper cost: its figures beside ours."""

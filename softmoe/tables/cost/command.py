@@ -1,0 +1,52 @@
+"""What the paper's models cost, its figures beside ours.
+
+python -m softmoe.tables cost --table=9
+"""
+
+import argparse
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+from softmoe.tables import options as options_lib
+from softmoe.tables.cost import published
+
+
+def main(argv: list[str]) -> None:
+  """Prints the tables that the arguments ask for."""
+  options = _parse(argv)
+  import jax
+
+  from softmoe.tables.cost import figures, text
+
+  jax.config.update('jax_platforms', 'cpu')  # nothing is computed
+  chosen = options.table
+  tables = published.TABLES if chosen == 'all' else (int(chosen),)
+  found = {table: figures.of_table(table) for table in tables}
+  if options.json:
+    print(json.dumps({'versions': _versions(), 'tables': found}))
+    return
+  flag = '' if chosen == 'all' else f' --table={chosen}'
+  versions = ', '.join(f'{k} {v}' for k, v in _versions().items())
+  print(f'`python -m softmoe.tables cost{flag}`, {versions}\n\n{text.LEGEND}')
+  for table, rows in found.items():
+    print(f'\n{text.section(table, rows)}')
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+  parser = options_lib.Parser('cost', "What the paper's models cost.")
+  parser.add_argument(
+    '--table',
+    default='all',
+    choices=['all', *map(str, published.TABLES)],
+    help='of the paper',
+  )
+  parser.add_argument('--json', action='store_true', help='one JSON object')
+  return parser.parse_args(argv)
+
+
+def _versions() -> dict[str, Any]:
+  packages = ('softmoe', 'jax', 'flax')
+  versions = {name: metadata.version(name) for name in packages}
+  return {'Python': platform.python_version()} | versions
