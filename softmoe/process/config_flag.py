@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -11,12 +12,70 @@ from softmoe.errors import UserError
 
 flags.disclaim_key_flags()  # a flag is its definer's: --help shows it there
 
+# What a wrong flag or a config file that cannot be read raises.
+ERRORS = (
+  flags.Error,
+  AttributeError,
+  KeyError,
+  OSError,
+  SyntaxError,
+  TypeError,
+  ValueError,
+)
+
 
 def define(name: str, help_string: str) -> flags.FlagHolder:
   """Defines the flag `--NAME=FILE[:ARGUMENT]`; its value is a locked config."""
   holder = config_flags.DEFINE_config_file(name, None, help_string)
   flags.FLAGS[name].parser = _Parser(name)
   return holder
+
+
+def load(arguments: Sequence[str]) -> Any:
+  """Returns the config that a command gets from these arguments.
+
+  Args:
+    arguments: `--config=FILE[:ARGUMENT]` and `--config.FIELD=VALUE`.
+
+  Raises:
+    UserError: one of them is wrong.
+  """
+  argv, values = ['', *arguments], flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', None, flag_values=values, sys_argv=argv
+  )
+  values['config'].parser = _Parser('config')
+  try:
+    values(argv)
+    values.config.get('steps')  # an unreadable file shows at the first look
+  except ERRORS as e:
+    given = ' '.join(arguments)
+    raise UserError('config', given, explain(e)) from e
+  return values.config
+
+
+def explain(error: Exception) -> str:
+  """Returns what is wrong with the flags, out of the layers around it."""
+  for e in _chain(error):
+    if isinstance(e, UserError):
+      return str(e)
+  if isinstance(error, (AttributeError, KeyError)):
+    inner = error.args[0]  # a KeyError may be inside an AttributeError
+    name = inner.args[0] if isinstance(inner, KeyError) else inner
+    text = f'no such config field: {name}'
+  else:
+    text = str(error)
+  lines = text.splitlines()
+  if isinstance(error, (OSError, SyntaxError)):
+    return f'--config: {lines[-1]}'
+  # Of several lines the middle ones are a traceback.
+  return ' '.join(lines[:1] + lines[1:][-1:])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__context__
 
 
 def find(flag: str, given: str) -> str:
@@ -32,14 +91,14 @@ def find(flag: str, given: str) -> str:
   name, *argument = given.split(':', 1)
   if not name or '/' in name or name.endswith('.py') or os.path.isfile(name):
     return given
-  files = {path.stem: str(path) for path in _folder().glob('*.py')}
+  files = {path.stem: str(path) for path in folder().glob('*.py')}
   if name not in files:
     expected = f'a file, or one of {sorted(files)}'
     raise UserError(f'--{flag}', name, expected)
   return ':'.join([files[name], *argument])
 
 
-def _folder() -> pathlib.Path:
+def folder() -> pathlib.Path:
   """Returns where the configs are: in a wheel inside the package."""
   package = pathlib.Path(__file__).parents[1]
   inside = package / 'configs'

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -23,6 +23,7 @@ from softmoe.errors import (
   Stopped,
   UserError,
 )
+from softmoe.process import config_flag
 
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 
@@ -87,20 +88,31 @@ def use_huge_pages() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def use_cores(devices: int = 0) -> None:
+  """Shows JAX one device a core: element-wise work then runs on each of them.
+
+  Args:
+    devices: another number of them.
+  """
+  import jax
+
+  devices = devices or 1 << (len(cores()).bit_length() - 1)
+  jax.config.update('jax_num_cpu_devices', devices)
+
+
+def cores() -> list[int]:
+  """Returns the cores that this process may run on."""
+  if sys.platform == 'linux':
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; one that is wrong ends the process."""
   try:
     rest = flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as e:
-    _fail(_explain(e), BAD_INPUT)
+  except config_flag.ERRORS as e:
+    _fail(config_flag.explain(e), BAD_INPUT)
   if rest[1:]:
     _fail(f'{rest[1]!r} is no flag; flags look like --name=value', BAD_INPUT)
   return rest
@@ -147,14 +159,7 @@ def _start(main: Callable[[], Any], alone: bool) -> None:
 
   from softmoe.process import distributed, peers
 
-  # One device a core: element-wise work then runs on every core too.
-  cores = (
-    len(os.sched_getaffinity(0))
-    if sys.platform == 'linux'
-    else os.cpu_count() or 1
-  )
-  devices = _CPU_DEVICES.value or 1 << (cores.bit_length() - 1)
-  jax.config.update('jax_num_cpu_devices', devices)
+  use_cores(_CPU_DEVICES.value)
   flags_ = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   job = None if alone else distributed.find(*flags_)
   if job:
@@ -163,30 +168,6 @@ def _start(main: Callable[[], Any], alone: bool) -> None:
   peers.leave()
   if result is not None and jax.process_index() == 0:
     print(json.dumps(result))
-
-
-def _explain(error: Exception) -> str:
-  """Returns what is wrong with the flags, out of the layers around it."""
-  for e in _chain(error):
-    if isinstance(e, UserError):
-      return str(e)
-  if isinstance(error, (AttributeError, KeyError)):
-    inner = error.args[0]  # a KeyError may be inside an AttributeError
-    name = inner.args[0] if isinstance(inner, KeyError) else inner
-    text = f'no such config field: {name}'
-  else:
-    text = str(error)
-  lines = text.splitlines()
-  if isinstance(error, (OSError, SyntaxError)):
-    return f'--config: {lines[-1]}'
-  # Of several lines the middle ones are a traceback.
-  return ' '.join(lines[:1] + lines[1:][-1:])
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  while error:
-    yield error
-    error = error.__context__
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -94,6 +94,17 @@ def read_config(workdir: pathlib.Path) -> config_lib.Config:
   return experiment_lib.parse(values)
 
 
+def changes(
+  old: config_lib.Config, new: config_lib.Config
+) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields, as path -> (old, new), that change a run's numbers."""
+  return {
+    field: values
+    for field, values in config_lib.differences(old, new).items()
+    if not field.startswith(_FREE)
+  }
+
+
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
   """Returns what a finished run wrote to `result.json`, None if it did not.
 
@@ -175,14 +186,12 @@ def _is_visible_file(path: pathlib.Path) -> bool:
 
 def _compare(workdir: pathlib.Path, config: config_lib.Config) -> None:
   """Raises if the run in `workdir` computes other numbers than `config`."""
-  differences = config_lib.differences(read_config(workdir), config)
-  for field, (old, new) in differences.items():
-    if not field.startswith(_FREE):
-      raise UserError(
-        f'config.{field}',
-        new,
-        f'{old!r}, as the run in {workdir} has it; or take another --workdir',
-      )
+  for field, (old, new) in changes(read_config(workdir), config).items():
+    raise UserError(
+      f'config.{field}',
+      new,
+      f'{old!r}, as the run in {workdir} has it; or take another --workdir',
+    )
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

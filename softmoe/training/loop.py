@@ -94,7 +94,7 @@ class _Run:
   ):
     self.config = experiment.config
     self.checkpoints, self.logger, self.start = checkpoints, logger, start
-    self.batches = _batches(experiment, start)
+    self.batches = batches(experiment, start)
     self.train_step = train_step
     split = self.config.data.eval_split
     self.evaluate = lambda params: experiment.evaluate(params, split)
@@ -152,7 +152,7 @@ def _check_step(experiment: experiment_lib.Experiment, train_step: Any) -> None:
   train_step.trace(state_lib.abstract(experiment), batch)
 
 
-def _batches(
+def batches(
   experiment: experiment_lib.Experiment, start: int
 ) -> Iterator[step_lib.Batch]:
   """Returns the global batches from step `start` on, on the devices."""

@@ -1,0 +1,27 @@
+"""ViT and its mixtures at equal cost on glyphs, over widths, five seeds."""
+
+from softmoe.tables import suite
+
+MODELS = {
+  'ViT': 'glyphs:vit',
+  'Tokens Choice, K=1': 'glyphs:tokens',
+  'Tokens Choice, K=2': 'glyphs:tokens_k2',
+  'Experts Choice': 'glyphs:experts',
+  'Soft MoE': 'glyphs:soft',
+}
+WIDTHS = (32, 64)
+
+
+def get_suite() -> suite.Suite:
+  """Returns 50 runs."""
+  widths = [
+    ({'width': width}, {'model.width': width, 'model.mlp_dim': 4 * width})
+    for width in WIDTHS
+  ]
+  return suite.Suite(
+    title='Glyphs: 2,965 characters in faces of type',
+    baseline='ViT',
+    metric='test/accuracy',
+    splits=('val', 'test', 'faces'),
+    runs=suite.product(MODELS, range(5), widths, suite.ONE_CHECKPOINT),
+  )

@@ -1,0 +1,29 @@
+"""Tables: of the runs of a suite.
+
+python -m softmoe.tables TABLE ...
+"""
+
+import importlib
+import sys
+
+from softmoe.errors import UserError
+from softmoe.process import launch
+
+# What prints or makes it: 'module:function', called with the other arguments.
+TABLES = {
+  'run': 'softmoe.tables.run:main',
+  'time': 'softmoe.tables.timing:main',
+}
+
+
+def main(argv: list[str]) -> None:
+  """Makes the table that the arguments name."""
+  name = argv[0] if argv else ''
+  if name not in TABLES:
+    raise UserError('TABLE', name, f'one of {sorted(TABLES)}')
+  module, function = TABLES[name].split(':')
+  getattr(importlib.import_module(module), function)(argv[1:])
+
+
+if __name__ == '__main__':
+  launch.guard(lambda: main(sys.argv[1:]))

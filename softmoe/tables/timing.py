@@ -1,0 +1,140 @@
+"""How long a training step and an inference of each model of a suite take.
+
+python -m softmoe.tables time SUITE
+
+One program at a time has the whole machine, in turn with all others: what
+disturbs the machine for a while so disturbs them all.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from softmoe import experiment as experiment_lib
+from softmoe.errors import UserError
+from softmoe.process import launch
+from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
+from softmoe.tables import folders as folders_lib
+from softmoe.tables import options as options_lib
+from softmoe.tables import origin, suite
+from softmoe.training import loop
+from softmoe.training import step as step_lib
+
+
+def main(argv: list[str]) -> None:
+  """Times the models of the suite that the arguments name."""
+  parser = options_lib.Parser('time', 'Times each model of a suite.')
+  parser.add_argument('--rounds', type=options_lib.positive, default=20)
+  options = parser.parse_args(argv)
+  _, found, folders = options_lib.open_suite(options)
+  launch.use_huge_pages()
+  launch.use_cores()
+  path = folders.times()
+  if path.exists():
+    folders_lib.read(path)  # whatever else it is, it stays
+  if busy := folders_lib.in_use(folders.runs):
+    raise UserError('time', busy, 'no run at the same time')
+  times = measure(found, options.rounds)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdir_lib.write_json(path, {'suite': folders.suite} | times)
+  _print(times)
+
+
+def measure(found: suite.Suite, rounds: int) -> dict[str, Any]:
+  """Returns seconds of each model: the median, and the range.
+
+  Args:
+    found: the suite; what has another seed alone is one model.
+    rounds: how often each program is timed.
+  """
+  variants = {}
+  for run in found.runs:
+    variants.setdefault(run.variant, run)
+  programs, examples = {}, {}
+  for name, run in variants.items():
+    print(f'compiling {name}', file=sys.stderr)
+    config = run.load_config()
+    examples[name] = config.data.batch_size
+    for kind, program in _programs(experiment_lib.build(config)).items():
+      programs[name, kind] = program
+  seconds = interleaved(programs, rounds)
+  return {
+    'machine': origin.machine(),
+    'versions': origin.versions(),
+    'commit': origin.commit(),
+    'rounds': rounds,
+    'models': {
+      name: {'examples': examples[name]}
+      | _summary('train_step', seconds[name, 'train_step'])
+      | _summary('inference', seconds[name, 'inference'])
+      for name in variants
+    },
+  }
+
+
+def interleaved(
+  programs: Mapping[Any, Callable[[], Any]], rounds: int
+) -> dict[Any, list[float]]:
+  """Returns the seconds of every call, one of each program in turn.
+
+  The first round, which compiles, does not count.
+  """
+  seconds = {name: [] for name in programs}
+  for i in range(rounds + 1):
+    for name, program in programs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(program())
+      if i:
+        seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def _programs(
+  experiment: experiment_lib.Experiment,
+) -> dict[str, Callable[[], Any]]:
+  """Returns the step and the inference of fresh parameters and real data."""
+  step = step_lib.make_train_step(experiment)
+  state: Any = state_lib.init(experiment)
+  params = jax.jit(experiment.init_params)()
+  batch = next(loop.batches(experiment, 0))
+  infer = jax.jit(
+    lambda params, batch: experiment.task.infer(
+      nnx.merge(experiment.graphdef, params), batch
+    )
+  )
+
+  def train() -> Any:
+    nonlocal state
+    jax.set_mesh(experiment.mesh)
+    state, metrics = step(state, batch)
+    return state, metrics
+
+  def inference() -> Any:
+    jax.set_mesh(experiment.mesh)
+    return infer(params, batch)
+
+  return {'train_step': train, 'inference': inference}
+
+
+def _summary(name: str, seconds: list[float]) -> dict[str, Any]:
+  return {
+    f'{name}_seconds': statistics.median(seconds),
+    f'{name}_range': [min(seconds), max(seconds)],
+  }
+
+
+def _print(times: dict[str, Any]) -> None:
+  print('| Model | Training step, ms | Inference, ms | Examples |')
+  print('| --- | ---: | ---: | ---: |')
+  for name, model in times['models'].items():
+    step, inference = (
+      f'{1e3 * model[f"{kind}_seconds"]:.1f}'
+      for kind in ('train_step', 'inference')
+    )
+    print(f'| {name} | {step} | {inference} | {model["examples"]} |')
