@@ -54,13 +54,31 @@ def difference(estimate: Estimate | None, metric: Metric) -> str:
 def headlines(
   groups: list[Group], baseline: str, metric: Metric
 ) -> list[Headline]:
-  """Returns a sentence for each group of the baseline: who does best there."""
+  """Returns a sentence for each group of the baseline: who does best there.
+
+  Without a baseline it is one for each model: which of its settings does best.
+  """
+  shown = [g for g in groups if g.values(metric.name)]
+  if not baseline:
+    models = dict.fromkeys(g.model for g in shown)
+    return [_best([g for g in shown if g.model == m], metric) for m in models]
   held: dict[str, tuple[Group, list[Group]]] = {}
-  for group in groups:
-    base = baseline_of(group, groups, baseline)
-    if base and base.values(metric.name) and group.values(metric.name):
+  for group in shown:
+    base = baseline_of(group, shown, baseline)
+    if base:
       held.setdefault(base.name, (base, []))[1].append(group)
   return [_headline(base, others, metric) for base, others in held.values()]
+
+
+def _best(groups: list[Group], metric: Metric) -> Headline:
+  best = max(groups, key=lambda g: _mean(g, metric))
+  rank = f', the best of {len(groups)}' if len(groups) > 1 else ''
+  n = len(best.values(metric.name))
+  return Headline(
+    lead=f'{best.label}{rank}:',
+    gap=spread(best.estimate(metric.name), metric),
+    rest=f'{metric.title}, {n} seed{"s" if n > 1 else ""}.',
+  )
 
 
 def _headline(base: Group, others: list[Group], metric: Metric) -> Headline:

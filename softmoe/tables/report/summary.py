@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from softmoe.tables.report import facts, sentences, table
 from softmoe.tables.report.figures import sections
 from softmoe.tables.report.numbers import costs, groups, runs
 from softmoe.tables.report.numbers.metric import Metric
+from softmoe.tables.suite import Suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +43,18 @@ class Summary:
   commands: list[str]
 
 
-def summarise(suite: Any, name: str, folder: pathlib.Path) -> Summary:
+def summarise(suite: Suite, name: str, folder: pathlib.Path) -> Summary:
   """Returns the report of what is finished in `folder`.
 
   Args:
-    suite: has `title`, `baseline` (a model's name or empty), `metric` and
-      `runs`, each with a `name`.
-    name: of the suite.
-    folder: of its results.
+    suite: whose runs they are.
+    name: of the suite, or its file, as commands take it.
+    folder: of its results, which has the suite's name.
 
   Raises:
     UserError: nothing is finished, or runs saw different data.
   """
-  results = runs.read(folder, name, [run.name for run in suite.runs])
+  results = runs.read(folder, folder.name, [run.name for run in suite.runs])
   found = groups.collect(results)
   metric = Metric(suite.metric)
   return Summary(

@@ -1,19 +1,19 @@
 """Writes the two files of a suite's report beside its results."""
 
 import pathlib
-from typing import Any
 
 from softmoe.errors import UserError
 from softmoe.tables.report import markdown, summary
 from softmoe.tables.report.page import html_page
+from softmoe.tables.suite import Suite
 
 
-def write(suite: Any, name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+def write(suite: Suite, name: str, folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes `report.md` and `report.html` into a folder of results.
 
   Args:
-    suite: as `summary.summarise` takes it.
-    name: of the suite.
+    suite: whose runs they are.
+    name: of the suite, or its file, as commands take it.
     folder: of its results.
 
   Returns:

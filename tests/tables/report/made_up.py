@@ -1,45 +1,27 @@
 """A suite and its results, made up: for tests, and for nothing else."""
 
-import dataclasses
 import json
 import math
 import random
+
+from softmoe.tables import suite as suite_lib
 
 MODELS = {'vit': 0.0, 'tokens': 0.03, 'experts': 0.01, 'soft': 0.04}
 WIDTHS = (32, 64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  model: str
-  sweep: dict
-  seed: int
-  name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-  title: str
-  baseline: str
-  metric: str
-  runs: tuple
-
-
 def suite(models=MODELS, widths=WIDTHS, seeds=3):
   """Returns a suite of models x widths x seeds."""
-  runs = [
-    Run(model, {'model.width': w}, seed, f'{model}-width{w}-seed{seed}')
-    for model in models
-    for w in widths
-    for seed in range(seeds)
-  ]
-  return Suite('A made-up suite', 'vit', 'test/accuracy', tuple(runs))
+  configs = {model: f'made_up:{model}' for model in models}
+  points = [({'width': width}, {}) for width in widths]
+  runs = suite_lib.product(configs, range(seeds), points)
+  return suite_lib.Suite('A made-up suite', runs, baseline='vit')
 
 
 def facts(run, **changes):
   """Returns what a finished run writes."""
   draw = random.Random(run.name)
-  wide = math.log2(run.sweep.get('model.width', 32) / 32)
+  wide = math.log2(run.sweep.get('width', 32) / 32)
   gain = MODELS.get(run.model, 0.0) / (1 + 2 * wide)
   accuracy = 0.75 + 0.16 * wide + gain + draw.gauss(0, 0.008)
   gflop = 0.004 * 3.6**wide * (1 if run.model == 'vit' else 1.01)
@@ -56,7 +38,7 @@ def facts(run, **changes):
     'suite': 'made_up',
     'run': run.name,
     'model': run.model,
-    'sweep': run.sweep,
+    'sweep': dict(run.sweep),
     'seed': run.seed,
     'command': f'python train.py --config=x.py:{run.model} # {run.name}',
     'config': {'steps': 4000},
@@ -97,7 +79,7 @@ def times(runs):
   """Returns the seconds of each model, timed alone."""
   models = {}
   for run in runs:
-    wide = run.sweep.get('model.width', 32) / 32
+    wide = run.sweep.get('width', 32) / 32
     slow = {'vit': 1.0, 'tokens': 1.5}.get(run.model, 1.25)
     models[run.name.rsplit('-seed', 1)[0]] = {
       'train_step_seconds': 0.04 * slow * wide**1.4,
@@ -114,10 +96,11 @@ def times(runs):
 
 
 def write(folder, of, timed=True, skip=0):
-  """Writes all results but the last `skip`, and the times."""
+  """Writes the results of the suite but the last `skip`, and the times."""
   folder.mkdir(parents=True, exist_ok=True)
   for run in of.runs[: len(of.runs) - skip]:
-    (folder / f'{run.name}.json').write_text(json.dumps(facts(run)))
+    made = facts(run, suite=folder.name)
+    (folder / f'{run.name}.json').write_text(json.dumps(made))
   if timed:
     (folder / 'times.json').write_text(json.dumps(times(of.runs)))
   return folder

@@ -58,6 +58,15 @@ def test_a_field_that_leaves_the_cost_makes_lines_of_its_own():
   ]
 
 
+def test_no_line_where_two_fields_change_the_cost():
+  made = [
+    group('soft', {'experts': e, 'slots': s}, 0.5, e * s / 4)
+    for e, s in ((4, 4), (8, 4), (4, 8))
+  ]
+  lines = costs.lines(made, costs.TRAINING_FLOPS)
+  assert [len(line) for line in lines] == [1, 1, 1]
+
+
 def test_verdicts_at_the_baselines_cost():
   base = group('vit', {'width': 64}, 0.8, 2.0)
   made = [

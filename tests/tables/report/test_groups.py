@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from softmoe.tables import suite
 from softmoe.tables.report.numbers import groups, runs
 from tests.tables.report import made_up
 
@@ -38,11 +39,11 @@ def test_the_baseline_is_that_of_the_same_width(tmp_path):
 
 def test_a_field_that_the_baseline_has_not_does_not_count(tmp_path):
   swept = [
-    made_up.Run('vit', {}, 0, 'vit-seed0'),
-    made_up.Run('soft', {'experts': 8}, 0, 'soft-experts8-seed0'),
-    made_up.Run('soft', {'experts': 16}, 0, 'soft-experts16-seed0'),
+    suite.Run('vit', 'x:vit', 0),
+    suite.Run('soft', 'x:soft', 0, {'experts': 16}),
+    suite.Run('soft', 'x:soft', 0, {'experts': 8}),
   ]
-  of = made_up.Suite('x', 'vit', 'test/accuracy', tuple(swept))
+  of = suite.Suite('x', tuple(swept), 'vit')
   found = collect(tmp_path, of)
   assert [groups.baseline_of(g, found, 'vit') for g in found] == [
     None,

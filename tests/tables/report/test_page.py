@@ -136,7 +136,7 @@ def test_sections_of_the_report(read):
     'training-flops',
     'inference-flops',
     'seconds',
-    'by-model.width',
+    'by-width',
     'models',
     'curves',
     'routing',
@@ -144,7 +144,8 @@ def test_sections_of_the_report(read):
     'provenance',
   }
   assert expected <= set(read.ids)
-  assert '22 of 24 runs are finished (soft-width64: 1 of 3).' in read.text
+  lacking = 'experts-width64: 2 of 3; soft-width64: 2 of 3'
+  assert f'22 of 24 runs are finished ({lacking}).' in read.text
 
 
 def test_without_times_the_command_is_named(tmp_path):

@@ -81,14 +81,16 @@ TRAINING = (TRAINING_FLOPS, TRAINING_SECONDS)
 def lines(groups: list[Group], cost: Cost) -> list[list[Group]]:
   """Returns one model's groups as lines along which the cost grows.
 
-  Of the swept fields, those that leave the cost as it is make lines of their
-  own: a start of the router's scale does, a width does not.
+  A line follows the one swept field that changes the cost, such as a width;
+  each value of the others, such as the start of a router's scale, has its own.
+  Where several fields change it, no line says what is between two groups.
   """
   priced = [g for g in groups if cost.of(g)]
   dear = [f for f in groups_lib.fields(priced) if _is_priced(f, priced, cost)]
+  along = dear if len(dear) == 1 else []
   found: dict[tuple, list[Group]] = {}
   for group in priced:
-    rest = tuple((f, v) for f, v in group.sweep.items() if f not in dear)
+    rest = tuple((f, v) for f, v in group.sweep.items() if f not in along)
     found.setdefault(rest, []).append(group)
   return [
     sorted(line, key=lambda g: cost.of(g) or 0) for line in found.values()

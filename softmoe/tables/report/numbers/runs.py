@@ -130,7 +130,7 @@ def _run(facts: dict[str, Any], suite: str) -> Run:
   return Run(
     name=facts['run'],
     model=facts['model'],
-    sweep=facts['sweep'],
+    sweep={f: _word(value) for f, value in facts['sweep'].items()},
     seed=facts['seed'],
     steps=steps if isinstance(steps, int) else None,
     costs=facts['costs'],
@@ -138,6 +138,11 @@ def _run(facts: dict[str, Any], suite: str) -> Run:
     curve=[p for p in facts['curve'] if isinstance(p, dict) and 'step' in p],
     facts=facts,
   )
+
+
+def _word(value: Any) -> Any:
+  """Returns a number or a word, of which a list is one."""
+  return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, float]:

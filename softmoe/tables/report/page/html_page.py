@@ -119,12 +119,18 @@ def _run(run: Run, summary: Summary) -> str:
     '–' if value is None else summary.metric.text(value),
     str(run.seed),
     '–' if run.steps is None else f'{run.steps:,}',
-    str(run.facts.get('commit', ''))[:10],
+    _commit(str(run.facts.get('commit', ''))),
   ]
   rest = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
   command = f'<td class="code"><code>{escape(run.facts["command"])}</code></td>'
   link = f'<a href="#group-{escape(run.group)}">{escape(run.name)}</a>'
   return _row(f'run-{run.name}', link, rest + command)
+
+
+def _commit(name: str) -> str:
+  """Returns the first letters, and whether the code was changed since."""
+  digits, _, changed = name.partition('-')
+  return '-'.join(filter(None, [digits[:10], changed]))
 
 
 def _row(key: str, head: str, cells: str) -> str:

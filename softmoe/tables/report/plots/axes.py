@@ -8,7 +8,7 @@ from softmoe.tables.report.plots import svg
 from softmoe.tables.report.plots.svg import WIDTH, Length
 
 HEIGHT = 250
-LEFT, RIGHT, TOP, BOTTOM = 42, 14, 26, 36
+LEFT, RIGHT, TOP, BOTTOM = 42, 14, 26, 42
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,17 @@ def frame(
   """Yields a grid of the values of `y` above the words of `x_ticks`."""
   floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
   yield svg.text(2, 12, y_title, 'a', 'start')
-  yield svg.text(right, HEIGHT - 6, x_title, 'a', 'end')
+  yield svg.text(right, HEIGHT - 5, x_title, 'a', 'end')
   for value in y.ticks():
     yield svg.line(LEFT, y(value), right, y(value), 'g')
     yield svg.text(LEFT - 5, y(value) + 4, number(value), 't', 'end')
   yield svg.line(LEFT, floor, right, floor, 'x')
-  for place, words in x_ticks:
+  crowded = 7 * sum(len(words) for _, words in x_ticks) > right - LEFT
+  for i, (place, words) in enumerate(x_ticks):
     yield svg.line(place, floor, place, floor + 3, 'x')
-    yield svg.text(inside(place), floor + 14, words)
+    yield svg.text(
+      inside(place), floor + (24 if crowded and i % 2 else 14), words
+    )
 
 
 def inside(place: Length) -> Length:
