@@ -176,7 +176,7 @@ class Tab:
       self.requests.append(params['request']['url'])
 
 
-def main(page, picture, width='1400', height='1250'):
+def main(page, picture, width='1000', height='1250'):
   """Writes the picture of a page."""
   if not find():
     sys.exit(INSTALL)

@@ -3,8 +3,10 @@
 python -m softmoe.tables report SUITE
 """
 
+import sys
+
 from softmoe.tables import options as options_lib
-from softmoe.tables.report import write
+from softmoe.tables.report import summary, write
 
 
 def main(argv: list[str]) -> None:
@@ -13,5 +15,9 @@ def main(argv: list[str]) -> None:
   options = parser.parse_args(argv)
   _, suite, folders = options_lib.open_suite(options)
   folder = folders.results / folders.suite
-  for path in write.write(suite, options.suite, folder):
+  content = summary.summarise(suite, options.suite, folder)
+  for note in content.notes:
+    print(f'warning: {note}', file=sys.stderr)
+  print(content.status)
+  for path in write.write(content, folder):
     print(path)

@@ -10,6 +10,7 @@ from softmoe.tables.report.numbers.metric import Metric
 from softmoe.tables.report.numbers.statistics import Estimate
 
 NONE = '–'
+_MOST = 5  # models that a sentence names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +130,23 @@ def at_equal_cost(
 def _at_cost(
   base: Group, verdicts: list[costs.Verdict], cost: Cost, metric: Metric
 ) -> str:
-  parts = [
-    f'{v.label} {difference(v.difference, metric)}'
-    f'{", between its runs" if v.between else ""}'
-    for v in verdicts
-    if v.difference
-  ]
+  told = [(v.difference.mean, v) for v in verdicts if v.difference]
+  order = sorted(told, key=lambda t: -t[0] * metric.direction)
+  parts = [_verdict(v, metric) for _, v in order[:_MOST]]
+  if len(order) > _MOST:
+    parts.append(f'{len(order) - _MOST} others are below')
   said = '; '.join(parts) or 'no other model has runs on both sides of it'
   off = [v for v in verdicts if v.difference is None]
-  nearest = ', '.join(f'{v.label} ({v.ratio:.2f} times)' for v in off)
-  rest = f' Not compared, since no run is near: {nearest}.' if off else ''
+  nearest = ', '.join(f'{v.label} ({v.ratio:.2f} times)' for v in off[:_MOST])
+  more = ', …' if len(off) > _MOST else ''
+  rest = f' Not compared, since no run is near: {nearest}{more}.' if off else ''
   where = f'{base.label} ({cost.text(cost.of(base) or 0)})'
   return f'At the {cost.title} of {where}: {said}.{rest}'
+
+
+def _verdict(verdict: costs.Verdict, metric: Metric) -> str:
+  between = ', between its runs' if verdict.between else ''
+  return f'{verdict.label} {difference(verdict.difference, metric)}{between}'
 
 
 def completeness(groups: list[Group], expected: Iterable[str]) -> str:

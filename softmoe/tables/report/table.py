@@ -32,7 +32,7 @@ def build(groups: list[Group], baseline: str, metric: Metric) -> Table:
   """Returns quality, difference to the baseline, costs, other metrics."""
   columns = [
     *_names(groups),
-    *_quality(metric),
+    *_quality(groups, metric),
     *_differences(groups, baseline, metric),
     *_costs(groups),
     *((m.title, lambda g, m=m: _mean(g, m)) for m in _others(groups, metric)),
@@ -60,13 +60,15 @@ def _names(groups: list[Group]) -> list[Column]:
   return [('model', lambda g: g.model), *swept]
 
 
-def _quality(metric: Metric) -> list[Column]:
-  return [
+def _quality(groups: list[Group], metric: Metric) -> list[Column]:
+  columns: list[Column] = [
     ('runs', lambda g: f'{len(g.runs)} of {g.expected}'),
     (metric.title, lambda g: _mean(g, metric)),
-    ('worst seed', lambda g: _end(g, metric, 0)),
-    ('best seed', lambda g: _end(g, metric, -1)),
   ]
+  if any(len(g.runs) > 1 for g in groups):
+    columns.append(('worst seed', lambda g: _end(g, metric, 0)))
+    columns.append(('best seed', lambda g: _end(g, metric, -1)))
+  return columns
 
 
 def _mean(group: Group, metric: Metric) -> str:
@@ -135,6 +137,11 @@ def _count(value: float | None) -> str:
 
 
 def _others(groups: list[Group], metric: Metric) -> list[Metric]:
+  """Returns qualities on all splits, and what else is told of the main one."""
   names = dict.fromkeys(n for g in groups for r in g.runs for n in r.metrics)
-  found = [Metric(name) for name in names if name != metric.name]
-  return [m for m in found if m.is_quality or m.is_routing or m.is_loss]
+  return [
+    m
+    for m in map(Metric, names)
+    if m != metric
+    if m.is_quality or m.split == metric.split and (m.is_routing or m.is_loss)
+  ]

@@ -3,31 +3,24 @@
 import pathlib
 
 from softmoe.errors import UserError
-from softmoe.tables.report import markdown, summary
+from softmoe.tables.report import markdown
 from softmoe.tables.report.page import html_page
-from softmoe.tables.suite import Suite
+from softmoe.tables.report.summary import Summary
+
+_FILES = {'report.md': markdown.write, 'report.html': html_page.write}
 
 
-def write(suite: Suite, name: str, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes `report.md` and `report.html` into a folder of results.
-
-  Args:
-    suite: whose runs they are.
-    name: of the suite, or its file, as commands take it.
-    folder: of its results.
-
-  Returns:
-    the files.
+def write(summary: Summary, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes `report.md` and `report.html` into a folder, and returns them.
 
   Raises:
-    UserError: nothing is finished, runs saw different data, or the folder
-      cannot be written to.
+    UserError: the folder cannot be written to.
   """
-  content = summary.summarise(suite, name, folder)
-  texts = {'report.md': markdown.write, 'report.html': html_page.write}
-  for file, made in texts.items():
+  for file, made in _FILES.items():
     try:
-      (folder / file).write_text(made(content))
+      (folder / file).write_text(made(summary))
     except OSError as e:
-      raise UserError('SUITE', name, f'{folder} writable ({e.strerror})') from e
-  return [folder / file for file in texts]
+      raise UserError(
+        '--results', str(folder), f'writable ({e.strerror})'
+      ) from e
+  return [folder / file for file in _FILES]

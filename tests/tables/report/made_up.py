@@ -5,6 +5,8 @@ import math
 import random
 
 from softmoe.tables import suite as suite_lib
+from softmoe.tables.report import summary
+from softmoe.tables.report import write as write_lib
 
 MODELS = {'vit': 0.0, 'tokens': 0.03, 'experts': 0.01, 'soft': 0.04}
 WIDTHS = (32, 64)
@@ -104,3 +106,9 @@ def write(folder, of, timed=True, skip=0):
   if timed:
     (folder / 'times.json').write_text(json.dumps(times(of.runs)))
   return folder
+
+
+def report(folder, of):
+  """Writes the report, and returns its page."""
+  content = summary.summarise(of, folder.name, folder)
+  return write_lib.write(content, folder)[-1]

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from softmoe.tables.report import write
 from tests import browser
 from tests.tables.report import made_up
 
@@ -36,9 +35,7 @@ def page(tmp_path_factory):
     pytest.fail(browser.INSTALL)
   of = made_up.suite()
   folder = tmp_path_factory.mktemp('results') / 'made_up'
-  made_up.write(folder, of, skip=2)
-  _, page = write.write(of, 'made_up', folder)
-  return page
+  return made_up.report(made_up.write(folder, of, skip=2), of)
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,16 @@ def report(file, results):
 
 def test_writes_both_files_and_tells_where(file, tmp_path, capsys):
   folder = made_up.write(tmp_path / 'results' / 'made_up', made_up.suite())
+  (folder / 'vit-width32-seed0.json').write_text('{')
   report(file, tmp_path / 'results')
-  assert capsys.readouterr().out.split() == [
+  out, warning = capsys.readouterr()
+  assert out.splitlines() == [
+    '23 of 24 runs are finished (vit-width32: 2 of 3).',
     str(folder / 'report.md'),
     str(folder / 'report.html'),
   ]
+  (line,) = warning.splitlines()
+  assert line.startswith(f'warning: {folder}/vit-width32-seed0.json: left out')
   text = (folder / 'report.md').read_text()
   assert f'python -m softmoe.tables run {file}' in text
 

@@ -79,16 +79,15 @@ class _Maker:
     return Section('differences', title, [DIFFERENCES] * bool(figures), figures)
 
   def against(self, key: str, title: str, cost: Cost) -> Section:
-    figures = self._against(cost)
-    text = self._equal(cost) if cost in costs.TRAINING else []
-    return Section(key, title, [*text, *[FRONTIER] * bool(figures)], figures)
+    figures, text = self._against(cost)
+    return Section(key, title, text, figures)
 
   def seconds(self) -> Section:
-    training, inference = costs.TRAINING_SECONDS, costs.INFERENCE_SECONDS
-    figures = self._against(training) + self._against(inference)
-    text = [NO_TIMES.format(self._suite)]
-    if figures:
-      text = [*self._equal(training), SECONDS, FRONTIER]
+    figures, text = [], []
+    for cost in (costs.TRAINING_SECONDS, costs.INFERENCE_SECONDS):
+      more, words = self._against(cost)
+      figures, text = figures + more, list(dict.fromkeys([*text, *words]))
+    text = [SECONDS, *text] if text else [NO_TIMES.format(self._suite)]
     return Section('seconds', 'Quality against seconds', text, figures)
 
   def by(self, field: str) -> Section:
@@ -111,21 +110,26 @@ class _Maker:
     )
 
   def routing(self) -> Section:
-    figures = self._means([m for m in self._metrics if m.is_routing])
+    told = [m for m in self._metrics if m.is_routing]
+    figures = self._means([m for m in told if m.split == self._metric.split])
     text = [ROUTING] * bool(figures)
     return Section('routing', 'Tokens and experts', text, figures)
 
-  def _against(self, cost: Cost) -> list[Figure]:
-    return [
+  def _against(self, cost: Cost) -> tuple[list[Figure], list[str]]:
+    """Makes the plots of a cost, and what they say."""
+    text = []
+    if cost in costs.TRAINING:
+      text = sentences.at_equal_cost(
+        self._groups, self._baseline, cost, self._metric
+      )
+    if costs.are_same(self._groups, cost):
+      return [], [*text, SAME.format(cost.title)]
+    figures = [
       figure
       for m in self._qualities
       for figure in against_cost.draw(self._groups, cost, m, self._styles)
     ]
-
-  def _equal(self, cost: Cost) -> list[str]:
-    return sentences.at_equal_cost(
-      self._groups, self._baseline, cost, self._metric
-    )
+    return figures, [*text, *[FRONTIER] * bool(figures)]
 
   def _means(self, metrics: list[Metric]) -> list[Figure]:
     return [
@@ -144,6 +148,7 @@ FRONTIER = (
   'Bars are 95 % intervals, small dots are seeds, the dashed steps are the '
   'Pareto frontier. Points of nearly equal cost stand side by side.'
 )
+SAME = 'All models have the same {}, within 2 %: there is nothing to plot.'
 SECONDS = 'Seconds are those of each model timed alone, not of these runs.'
 NO_TIMES = (
   'No times yet: python -m softmoe.tables time {} times each model alone. The '
@@ -154,4 +159,4 @@ MEANS = (
   'zero: compare places, not lengths.'
 )
 CURVES = 'The strong line is the mean over seeds, each faint one is a seed.'
-ROUTING = 'What the routers did on the evaluation split.'
+ROUTING = 'What the routers did on the split of the main metric.'

@@ -111,6 +111,12 @@ def is_same(one: float, other: float) -> bool:
   return max(one, other) <= SAME * min(one, other)
 
 
+def are_same(groups: list[Group], cost: Cost) -> bool:
+  """Tells whether all groups whose cost is known cost the same."""
+  known = [value for g in groups if (value := cost.of(g))]
+  return bool(known) and is_same(max(known), min(known))
+
+
 def at_cost(points: list[tuple[float, float]], cost: float) -> float | None:
   """Returns the quality at a cost, between points in the cost's logarithm.
 

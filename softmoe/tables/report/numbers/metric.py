@@ -33,6 +33,11 @@ class Metric:
     return self.name.replace('/', ' ').replace('_', ' ')
 
   @property
+  def split(self) -> str:
+    """Returns what it was measured on, such as 'test'."""
+    return self.name.partition('/')[0]
+
+  @property
   def is_percent(self) -> bool:
     """Tells whether it is a fraction, which is written in percent."""
     return self.is_quality or self.name.endswith('dropped')
