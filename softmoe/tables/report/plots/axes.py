@@ -33,21 +33,25 @@ class Scale:
     return self(min(max(value, self.low), self.high))
 
   def ticks(self) -> list[float]:
-    """Returns round values between the ends, four to seven of them."""
+    """Returns round values between the ends, three to seven of them."""
     if self.log:
       for steps in ((1, 2, 5), (1, 3), (1,)):
         marks = [s * 10.0**e for e in range(-18, 19) for s in steps]
         inside = [m for m in marks if self.low <= m <= self.high]
         if 3 <= len(inside) <= 7:
           return inside
-    step = _round_step((self.high - self.low) / 4.5)
+    return next(t for t in map(self._multiples, _steps(self)) if len(t) >= 3)
+
+  def _multiples(self, step: float) -> list[float]:
     first, last = math.ceil(self.low / step), math.floor(self.high / step)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _round_step(step: float) -> float:
-  power = 10.0 ** math.floor(math.log10(step))
-  return next(s * power for s in (1, 2, 5, 10) if s * power >= step * 0.999)
+def _steps(scale: Scale) -> Iterable[float]:
+  """Yields round steps, from one that is as long as the scale."""
+  power = 10.0 ** math.ceil(math.log10(scale.high - scale.low))
+  for exponent in (0, 1, 2):
+    yield from (m * power / 10**exponent for m in (1, 0.5, 0.2))
 
 
 def span(

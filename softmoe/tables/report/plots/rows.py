@@ -8,8 +8,9 @@ from softmoe.tables.report.plots.axes import RIGHT
 from softmoe.tables.report.plots.scatter import Point
 from softmoe.tables.report.plots.svg import WIDTH, Length, Style
 
-_ROW, _HEAD, _FOOT = 34, 20, 24
+_ROW, _HEAD, _FOOT = 38, 20, 24
 _LEFT = 8
+_BELOW = 6.5  # from a mean to its seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,6 @@ def _draw(row: Row, top: Length, x: axes.Scale) -> str:
   bar = svg.line(low, middle, high, middle, f'e c{row.style.colour}')
   words = svg.text(_LEFT, top + 12, row.label, 'n', 'start')
   words += svg.text(WIDTH - RIGHT, top + 12, row.value, 'v', 'end')
-  seeds = [(x(value), middle, tip) for value, tip in point.seeds]
+  seeds = [(x(value), middle + _BELOW, tip) for value, tip in point.seeds]
   place = x(point.y), middle
   return words + scatter.mark(point, bar, place, seeds, row.style)

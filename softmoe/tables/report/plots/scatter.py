@@ -8,7 +8,8 @@ from softmoe.tables.report.plots import axes, svg
 from softmoe.tables.report.plots.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP
 from softmoe.tables.report.plots.svg import WIDTH, Length, Style
 
-_APART = 8.0  # between points that would cover each other
+_APART = 11.0  # between points that would cover each other
+_BESIDE = 5.0  # from a mean to its seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _frontier(
 def _mark(point: Point, at: float, y: axes.Scale, style: Style) -> str:
   low, high = (y.clamp(end) for end in ends(point))
   bar = svg.line(at, low, at, high, f'e c{style.colour}')
-  seeds = [(at, y(value), tip) for value, tip in point.seeds]
+  seeds = [(at + _BESIDE, y(value), tip) for value, tip in point.seeds]
   return mark(point, bar, (at, y(point.y)), seeds, style)
 
 
@@ -175,7 +176,7 @@ def mark(
   seeds: list[tuple[Length, Length, str]],
   style: Style,
 ) -> str:
-  """Returns a mean with its interval, and above it a small dot for each run.
+  """Returns a mean with its interval, and beside it a small dot for each run.
 
   Args:
     point: whose words are told.
