@@ -22,6 +22,7 @@ class MoEConfig:
   group_size: int = 1  # examples whose tokens are routed together
   exchange_chunks: int = 1  # parts in which slots travel; not for dropless
   slots_per_expert: int = 1  # soft routers
+  scale_init: float = 1.0  # soft routers: start of the logits' scale
   k: int = 1  # experts of a token
   capacity_factor: float = 0.0  # 0: nothing is dropped
   eval_capacity_factor: float = 0.0  # 0: as in training

@@ -49,9 +49,9 @@ def _mode(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _soft(dispatch: str = 'soft', combine: str = 'soft') -> Entry:
   weights = dict(dispatch=dispatch, combine=combine)
-  return Entry(
-    soft.SoftRouter, ('slots_per_expert',), derive=lambda fields: weights
-  )
+  scale = ('scale_init',) if 'soft' in weights.values() else ()
+  fields = ('slots_per_expert', *scale)
+  return Entry(soft.SoftRouter, fields, derive=lambda fields: weights)
 
 
 ROUTERS = {

@@ -234,6 +234,7 @@ class SoftMoE(MoE):
     *,
     num_experts: int,
     slots_per_expert: int = 1,
+    scale_init: float = 1.0,
     mlp_dim: int = 0,
     expert: Callable[[nnx.Rngs], Any] | None = None,
     expert_init: str = 'independent',
@@ -247,6 +248,7 @@ class SoftMoE(MoE):
       width: of a token.
       num_experts: number of experts.
       slots_per_expert: slots of each expert; the paper finds 1 best.
+      scale_init: start of the logits' scale, 1 in the paper; not 0.
       mlp_dim: hidden width of the default expert, an MLP; 0 is 4 x width.
       expert: makes an expert from its `nnx.Rngs`, instead of the default.
       expert_init: 'independent' or 'identical' starting parameters.
@@ -256,14 +258,19 @@ class SoftMoE(MoE):
       rngs: source of the parameters' keys.
 
     Raises:
-      ValueError: a size is below 1, or see `Experts`.
+      ValueError: an argument is out of its range, or see `Experts`.
     """
     options = dict(param_dtype=param_dtype)
     make_mlp = lambda rngs: mlp.Mlp(
       width, mlp_dim or 4 * width, dtype=dtype, rngs=rngs, **options
     )
     router = soft.SoftRouter(
-      width, num_experts, slots_per_expert, rngs=rngs, **options
+      width,
+      num_experts,
+      slots_per_expert,
+      scale_init=scale_init,
+      rngs=rngs,
+      **options,
     )
     experts = experts_lib.Experts(
       expert or make_mlp, num_experts, init=expert_init, rngs=rngs

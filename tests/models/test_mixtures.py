@@ -4,6 +4,7 @@ Layers are made without numbers: all that is asked is how they are put together.
 """
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -144,6 +145,15 @@ def test_soft_ablations():
   assert two == {'phi': (WIDTH, 4, 2), 'scale': ()}
 
 
+@pytest.mark.parametrize('router', ['soft', 'uniform_soft', 'soft_uniform'])
+def test_the_scale_starts_where_the_config_says(router):
+  for fields, start in (({}, 1.0), (dict(scale_init=-8.0), -8.0)):
+    moe = model_config.MoEConfig(router=router, num_experts=4, **fields)
+    config = vit.ViTConfig(width=WIDTH, mlp_dim=MLP_DIM, moe=moe)
+    made = mixtures.make_router(config, nnx.Rngs(0))
+    assert made.scale[...] == start and made.scale.dtype == jnp.float32
+
+
 def test_sizes_of_experts_and_shared_expert():
   layer = make('relu', expert_dim=3, shared_dim=5)
   assert shapes(layer.experts.stacked)['up']['kernel'] == (4, WIDTH, 3)
@@ -190,6 +200,14 @@ OPTIONS = 'router_options: got'
     ('mixture_of_tokens', dict(temperature=-1.0), 'temperature: got -1.0; at'),
     ('soft', dict(num_experts=0), 'num_experts: got 0; at least 1'),
     ('soft', dict(slots_per_expert=0), 'slots_per_expert: got 0; at least 1'),
+    ('soft', dict(scale_init=0.0), 'scale_init: got 0.0; finite and not 0'),
+    ('soft', dict(scale_init=math.inf), 'scale_init: got inf; finite'),
+    ('uniform', dict(scale_init=8.0), "scale_init: got 8.0; 1.0: the router '"),
+    (
+      'uniform',
+      dict(router_options=(('scale_init', 8.0),)),
+      f"{OPTIONS} ('scale_init', 8.0); 1.0: uniform weights have no scale",
+    ),
     ('soft', dict(expert_init='same'), "expert_init: got 'same'; one of"),
     ('soft', dict(group_size=0), 'group_size: got 0; at least 1'),
     ('sofa', {}, "router: got 'sofa'; one of ['bias_balanced', "),

@@ -223,6 +223,15 @@ def test_needs_no_softmax_trick_for_a_large_scale():
   assert np.all(np.isfinite(run(params, tokens(2, 5, 4))))
 
 
+def test_the_start_of_the_scale_is_all_that_it_changes():
+  at_one, at_eight = (
+    nnx.to_pure_dict(nnx.state(SoftMoE(4, num_experts=2, rngs=r, **options)))
+    for r, options in ((nnx.Rngs(0), {}), (nnx.Rngs(0), dict(scale_init=8.0)))
+  )
+  assert at_one['router'].pop('scale') * 8 == at_eight['router'].pop('scale')
+  jax.tree.map(np.testing.assert_array_equal, at_one, at_eight)
+
+
 @pytest.mark.parametrize(
   'options, message',
   [

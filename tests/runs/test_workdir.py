@@ -35,6 +35,14 @@ def test_a_new_directory_is_made_and_stays_empty(tmp_path):
   assert list(workdir.iterdir()) == []
 
 
+def test_a_config_of_before_a_field_was_added_has_its_default(tmp_path):
+  values = config_lib.to_dict(CONFIG)
+  del values['model']['moe']['scale_init']
+  (tmp_path / 'run').mkdir()
+  workdir_lib.write_json(tmp_path / 'run' / 'config.json', values)
+  assert workdir_lib.read_config(tmp_path / 'run') == CONFIG
+
+
 def test_home_is_expanded(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   assert workdir_lib.claim('~/run', CONFIG) == tmp_path / 'run'

@@ -8,6 +8,8 @@ Axes: `*b` any leading axes, `m` tokens, `d` width, `e` experts, `s` slots of
 one expert.
 """
 
+import math
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
@@ -33,7 +35,7 @@ class SoftRouter(nnx.Module):
 
   Attributes:
     phi: (d, e, s), the parameters of the slots, LeCun normal.
-    scale: scalar, starts at 1.
+    scale: scalar, starts at `scale_init`.
   """
 
   causal = False
@@ -46,13 +48,26 @@ class SoftRouter(nnx.Module):
     *,
     dispatch: str = 'soft',
     combine: str = 'soft',
+    scale_init: float = 1.0,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Creates the slots' parameters.
 
+    Args:
+      width: of the tokens.
+      num_experts: experts.
+      slots_per_expert: slots of each.
+      dispatch: 'soft' or 'uniform'.
+      combine: 'soft' or 'uniform'.
+      scale_init: start of `scale`; the paper's 1 makes the logits cosines, and
+        so all weights almost equal at first.
+      param_dtype: of the parameters.
+      rngs: source of the parameters' keys.
+
     Raises:
-      ValueError: a size is below 1, or a kind of weights is unknown.
+      ValueError: a size is below 1, a kind of weights is unknown, or
+        `scale_init` is 0, not finite, or of no use.
     """
     gating.check_sizes(width, num_experts)
     gating.require(
@@ -64,12 +79,20 @@ class SoftRouter(nnx.Module):
     self.slots_per_expert = slots_per_expert
     self.dispatch, self.combine = dispatch, combine
     learned = 'soft' in (dispatch, combine)
+    valid = math.isfinite(scale_init) and scale_init != 0
+    gating.require(valid, 'scale_init', scale_init, 'finite and not 0')
+    expected = '1.0: uniform weights have no scale'
+    gating.require(
+      learned or scale_init == 1, 'scale_init', scale_init, expected
+    )
     shape = (width, num_experts, slots_per_expert)
     init = nnx.initializers.lecun_normal()
     self.phi = (
       nnx.Param(init(rngs.params(), shape, param_dtype)) if learned else None
     )
-    self.scale = nnx.Param(jnp.ones((), param_dtype)) if learned else None
+    self.scale = (
+      nnx.Param(jnp.full((), scale_init, param_dtype)) if learned else None
+    )
 
   def logits(self, x: Float[Array, '*b m d']) -> Float[Array, '*b m e s']:
     """Returns float32 logits whatever the type of the tokens.
