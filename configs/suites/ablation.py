@@ -17,13 +17,10 @@ MODELS = {
 
 def get_suite() -> suite.Suite:
   """Returns 18 runs."""
-  narrow = {'model.width': 32, 'model.mlp_dim': 128}
   return suite.Suite(
     title='Dispatch and combine, learnt or not, on glyphs, width 32',
     baseline='ViT',
     metric='test/accuracy',
     splits=('val', 'test', 'faces'),
-    runs=suite.product(
-      MODELS, range(3), overrides=suite.ONE_CHECKPOINT | narrow
-    ),
+    runs=suite.product(MODELS, range(3), overrides=suite.ONE_CHECKPOINT),
   )

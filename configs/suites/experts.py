@@ -5,11 +5,7 @@ Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951. 64 tokens an image.
 
 from softmoe.tables import suite
 
-SMALL = suite.ONE_CHECKPOINT | {
-  'model.width': 32,
-  'model.mlp_dim': 128,
-  'model.patch_size': (4, 4),
-}
+SMALL = suite.ONE_CHECKPOINT | {'model.patch_size': (4, 4)}
 # (experts, slots of each): 64 slots, one a token; 256, four a token; then more
 # slots for the same experts.
 SIZES = (

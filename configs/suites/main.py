@@ -14,10 +14,7 @@ WIDTHS = (32, 64)
 
 def get_suite() -> suite.Suite:
   """Returns 50 runs."""
-  widths = [
-    ({'width': width}, {'model.width': width, 'model.mlp_dim': 4 * width})
-    for width in WIDTHS
-  ]
+  widths = [({'width': width}, {'model.width': width}) for width in WIDTHS]
   return suite.Suite(
     title='Glyphs: 2,965 characters in faces of type',
     baseline='ViT',

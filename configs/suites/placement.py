@@ -5,6 +5,7 @@ Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951.
 
 from softmoe.tables import suite
 
+VIT = {'ViT': 'glyphs:vit'}
 MODELS = {
   'Soft MoE': 'glyphs:soft',
   'Tokens Choice': 'glyphs:tokens',
@@ -18,7 +19,6 @@ BLOCKS = {
   'every other': (1, 3, 5),
   'all': (0, 1, 2, 3, 4, 5),
 }
-NARROW = suite.ONE_CHECKPOINT | {'model.width': 32, 'model.mlp_dim': 128}
 
 
 def get_suite() -> suite.Suite:
@@ -33,7 +33,7 @@ def get_suite() -> suite.Suite:
     metric='test/accuracy',
     splits=('val', 'test', 'faces'),
     runs=(
-      *suite.product({'ViT': 'glyphs:vit'}, [0], overrides=NARROW),
-      *suite.product(MODELS, [0], places, NARROW),
+      *suite.product(VIT, [0], overrides=suite.ONE_CHECKPOINT),
+      *suite.product(MODELS, [0], places, suite.ONE_CHECKPOINT),
     ),
   )

@@ -6,7 +6,6 @@ uniform. Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951, section 2.3.
 
 from softmoe.tables import suite
 
-NARROW = suite.ONE_CHECKPOINT | {'model.width': 32, 'model.mlp_dim': 128}
 SHORT = {start: 4000 for start in (1.0, 2.0, 4.0, 8.0, 16.0)}
 LONG = {start: 16_000 for start in (1.0, 4.0, 8.0)}
 
@@ -31,6 +30,6 @@ def get_suite() -> suite.Suite:
       {'Soft MoE': 'glyphs:soft'},
       range(3),
       [*_points(SHORT), *_points(LONG)],
-      NARROW,
+      suite.ONE_CHECKPOINT,
     ),
   )

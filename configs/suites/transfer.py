@@ -12,8 +12,6 @@ MODELS = {
 }
 FASHION = suite.ONE_CHECKPOINT | {
   'steps': 1000,
-  'model.width': 32,
-  'model.mlp_dim': 128,
   'data.source': 'idx:/usr/share/datasets/fashion-mnist',
   'data.num_classes': 10,
   'data.train.resize': 32,

@@ -17,8 +17,8 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.runs import workdir as workdir_lib
 
-# Where the data lies on a machine; a result holds its fingerprint.
-_PLACE = 'data.source'
+# Where the data lies on a machine, and what it is: `data` of a result says so.
+_DATA = ('data.source', 'data.fingerprint')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def check(path: pathlib.Path, config: config_lib.Config) -> None:
   if type(old) is not type(config):
     raise _foreign(path, old.task)
   for field, (was, now) in workdir_lib.changes(old, config).items():
-    if field != _PLACE:
+    if field not in _DATA:
       raise _foreign(path, f'config.{field}={was!r}, in the suite {now!r}')
 
 

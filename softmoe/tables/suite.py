@@ -107,6 +107,9 @@ class Suite:
         raise UserError('suite.runs', name, 'a name of one run alone')
     if self.baseline not in {'', *(run.model for run in self.runs)}:
       raise UserError('suite.baseline', self.baseline, 'the model of a run')
+    of_splits = (self.metric.startswith(f'{split}/') for split in self.splits)
+    if not any(of_splits) and not self.evaluators:
+      raise UserError('suite.metric', self.metric, 'SPLIT/NAME, of its splits')
 
   def find(self, name: str) -> Run:
     """Returns the run of this name.

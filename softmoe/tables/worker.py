@@ -96,7 +96,7 @@ def _work(
 
   workdir, commit = folders.workdir(run.name), origin.commit()
   config = run.load_config()
-  _check_splits(config, suite.splits)
+  _check(suite, config)
   trained = loop.train(config, workdir)
   times = clock.read()
   record = {
@@ -121,15 +121,17 @@ def _work(
   workdir_lib.write_json(path, record)
 
 
-def _check_splits(config: config_lib.Config, splits: tuple[str, ...]) -> None:
-  """Raises a UserError before the training if a split cannot be read."""
+def _check(suite: suite_lib.Suite, config: config_lib.Config) -> None:
+  """Raises a UserError before the training if it cannot be evaluated then."""
   import numpy as np
 
   from softmoe.tasks import registry
 
   task = registry.find(config.task)(config)
-  for split in splits:
+  for split in suite.splits:
     next(task.eval_batches(split, np.arange(1)))
+  for name in suite.evaluators:
+    config_lib.load('evaluators', name)
 
 
 def _measure(suite: suite_lib.Suite, workdir: pathlib.Path) -> dict[str, Any]:

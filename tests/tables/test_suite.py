@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.process import config_flag
 from softmoe.tables import suite
@@ -55,6 +56,11 @@ def test_a_baseline_that_is_no_model_is_refused():
     suite.Suite('T', runs=(suite.Run('ViT', 'a:b', 0),), baseline='Vit')
 
 
+def test_a_metric_of_another_split_is_refused():
+  with pytest.raises(UserError, match='suite.metric'):
+    suite.Suite('T', runs=(), metric='val/accuracy', splits=('test',))
+
+
 def test_an_unknown_suite_is_told_which_there_are():
   with pytest.raises(UserError, match=r"'mian'.*'main'"):
     suite.find('mian')
@@ -100,4 +106,5 @@ def test_suites_that_come_along_have_good_configs(path):
   found = suite.load(path)
   for run in found.runs:
     assert run.load_config().seed == run.seed
-  assert found.metric.split('/')[0] in found.splits
+  for name in found.evaluators:
+    assert callable(config_lib.load('evaluators', name))
