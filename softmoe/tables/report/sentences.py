@@ -134,7 +134,7 @@ def _at_cost(
   order = sorted(told, key=lambda t: -t[0] * metric.direction)
   parts = [_verdict(v, metric) for _, v in order[:_MOST]]
   if len(order) > _MOST:
-    parts.append(f'{len(order) - _MOST} others are below')
+    parts.append(f'{len(order) - _MOST} others do worse')
   said = '; '.join(parts) or 'no other model has runs on both sides of it'
   off = [v for v in verdicts if v.difference is None]
   nearest = ', '.join(f'{v.label} ({v.ratio:.2f} times)' for v in off[:_MOST])

@@ -1,5 +1,6 @@
 """The report on paper: sentences and the table, from known numbers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -24,7 +25,7 @@ def folder(tmp_path):
   return folder
 
 
-def report(folder, **changes):
+def report(folder):
   of = made_up.suite(ACCURACY, (32,), 2)
   content = summary.summarise(of, 'made_up', folder)
   return markdown.write(content)
@@ -107,3 +108,23 @@ def test_at_equal_cost_and_where_it_comes_from(folder):
   for fact in ('0123456789abcdef', 'sha256:feed', 'jax 0.10.2', '2 cores of'):
     assert fact in text
   assert 'python -m softmoe.tables run made_up' in text
+
+
+def test_without_a_baseline_the_best_setting_of_each_model(folder):
+  of = made_up.suite(ACCURACY, (32,), 2)
+  of = dataclasses.replace(of, baseline='')
+  text = markdown.write(summary.summarise(of, 'made_up', folder))
+  assert '- soft, width 32: 76.00 ± 12.71 test accuracy (%), 2 seeds.' in text
+  assert 'over vit' not in text and 'At equal cost' not in text
+
+
+def test_of_a_loss_the_lowest_is_the_best(folder):
+  for path in folder.glob('*seed*.json'):
+    facts = json.loads(path.read_text())
+    loss = 1 - facts['metrics']['test/accuracy']
+    path.write_text(json.dumps(facts | {'metrics': {'test/loss': loss}}))
+  of = made_up.suite(ACCURACY, (32,), 2)
+  of = dataclasses.replace(of, metric='test/loss')
+  text = markdown.write(summary.summarise(of, 'made_up', folder))
+  assert 'soft, width 32 beside vit, width 32: −0.04 ± 0.127 (2 pairs' in text
+  assert '| 0.25 (seed 0) | 0.23 (seed 1) |' in text

@@ -62,6 +62,18 @@ def markers(picture):
   return places
 
 
+@pytest.mark.parametrize(
+  ('names', 'lines'), [(['8', '16'], 1), (['first 3', 'every other'] * 3, 2)]
+)
+def test_words_that_would_touch_stand_on_two_lines(names, lines):
+  series = [scatter.Series('one', STYLE, [point(i, 1.0 + i) for i in (0, 1)])]
+  chart = scatter.Chart('by field', 'field', 'quality', series, names)
+  texts = ET.fromstring(scatter.draw(chart)).iter(
+    '{http://www.w3.org/2000/svg}text'
+  )
+  assert len({t.get('y') for t in texts if t.text in names}) == lines
+
+
 def test_points_of_one_cost_stand_side_by_side():
   points = [point(1.0, 5.0), point(1.001, 5.1), point(10.0, 7.0)]
   series = [scatter.Series(str(p.x), STYLE, [p]) for p in points]

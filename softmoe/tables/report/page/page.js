@@ -10,6 +10,7 @@ function show(point) {
     const link = document.createElement('a');
     link.href = point.dataset.link;
     link.textContent = 'its row in the table';
+    link.addEventListener('click', hide);
     tip.append(link);
   }
   tip.hidden = false;

@@ -1,6 +1,7 @@
 """Axes: scales, round ticks, and the frame that they make."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -107,7 +108,10 @@ def frame(
     yield svg.line(LEFT, y(value), right, y(value), 'g')
     yield svg.text(LEFT - 5, y(value) + 4, number(value), 't', 'end')
   yield svg.line(LEFT, floor, right, floor, 'x')
-  crowded = 7 * sum(len(words) for _, words in x_ticks) > right - LEFT
+  crowded = any(
+    3 * (len(one) + len(other)) + 4 > abs(end - start)
+    for (start, one), (end, other) in itertools.pairwise(x_ticks)
+  )
   for i, (place, words) in enumerate(x_ticks):
     yield svg.line(place, floor, place, floor + 3, 'x')
     yield svg.text(
