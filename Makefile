@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-all lint format
+.PHONY: quickstart test test-all lint format picture
 
 quickstart: $(READY)
 	$(BIN)/python train.py --config=configs/quickstart.py:vit --workdir=$(QUICKSTART)/vit
@@ -29,6 +29,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Of the page that `python -m softmoe.tables report main` wrote. Needs Chromium.
+picture: $(READY)
+	$(BIN)/python -m tests.browser results/main/report.html docs/report.png
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ from softmoe.process import launch
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
   'cost': 'softmoe.tables.cost.command:main',
+  'report': 'softmoe.tables.report.command:main',
   'run': 'softmoe.tables.run:main',
   'time': 'softmoe.tables.timing:main',
 }

@@ -1,0 +1,1 @@
+"""Which plots a report has, made from groups of runs."""

@@ -1,0 +1,1 @@
+"""What a report counts: runs, groups of seeds, metrics, costs, intervals."""
