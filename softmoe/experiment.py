@@ -81,13 +81,17 @@ class Experiment:
     """
     return {
       name: value
-      for evaluator in self._evaluators
+      for evaluator in self.evaluators
       for name, value in evaluator(params, split).items()
     }
 
   @functools.cached_property
-  def _evaluators(self) -> tuple[task_lib.Evaluator, ...]:
-    # Kept, with all that they compiled.
+  def evaluators(self) -> tuple[task_lib.Evaluator, ...]:
+    """Those of the task, kept with all that they compiled.
+
+    Raises:
+      UserError: what they read beside the split is not there.
+    """
     return self.task.evaluators(self.graphdef, self.mesh)
 
 

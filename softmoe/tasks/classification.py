@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from softmoe import config as config_lib
 from softmoe.data.images import batches, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
 from softmoe.models import vit
-from softmoe.tasks import losses, means
+from softmoe.tasks import fewshot, losses, means, shots
 from softmoe.tasks import task as task_lib
 
 
@@ -31,6 +31,7 @@ class Config(config_lib.Config):
   mixup: float = 0.0  # alpha of the beta distribution; 0: off
   model: vit.ViTConfig = vit.ViTConfig()
   data: ImageDataConfig = ImageDataConfig()
+  fewshot: shots.FewshotConfig = shots.FewshotConfig()
 
 
 class Classification(task_lib.Task):
@@ -130,11 +131,21 @@ class Classification(task_lib.Task):
     """Returns the logits of the images."""
     return model(self._floats(batch['image']))[0]
 
+  def features(
+    self, model: vit.ViT, batch: task_lib.Batch
+  ) -> Float[Array, 'b d']:
+    """Returns the pooled representation that the head sees."""
+    images = self._floats(batch['image'])
+    return model.represent(images, mask=batch['mask'] > 0)[0]
+
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
   ) -> tuple[task_lib.Evaluator, ...]:
-    """Returns loss and accuracy over a split."""
-    return (means.over_split(self, graphdef, mesh),)
+    """Returns loss and accuracy over a split, and few-shot accuracies."""
+    found = [means.over_split(self, graphdef, mesh)]
+    if self.config.fewshot.source:
+      found.append(fewshot.evaluator(self, graphdef, mesh, self.config.fewshot))
+    return tuple(found)
 
   def _floats(self, images: jax.Array) -> jax.Array:
     return value_range.to_floats(images, self.config.data.value_range)

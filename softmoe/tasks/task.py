@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from softmoe import config as config_lib
+from softmoe.errors import UserError
 
 Params = dict[str, Any]
 Batch = dict[str, Any]  # arrays whose first axis is the examples
@@ -144,6 +145,21 @@ class Task(abc.ABC):
 
     It is the program whose cost `costs` and `plan` tell as that of inference.
     """
+
+  def features(self, model: Any, batch: Batch) -> Float[Array, 'b d']:
+    """Returns what the model makes of a batch of images before its head.
+
+    `fewshot` trains linear classifiers on it; other evaluations need it not.
+
+    Args:
+      model: of `make_model`.
+      batch: as `eval_batches` says, with `mask`.
+
+    Raises:
+      UserError: the task has none.
+    """
+    del model, batch
+    raise UserError('config.task', self.config.task, 'a task with `features`')
 
   @abc.abstractmethod
   def evaluators(
