@@ -17,7 +17,7 @@ from softmoe import config as config_lib
 from softmoe.data.images import batches, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
-from softmoe.models import vit
+from softmoe.models import patches, stack, vit
 from softmoe.tasks import fewshot, losses, means, shots
 from softmoe.tasks import task as task_lib
 
@@ -137,6 +137,46 @@ class Classification(task_lib.Task):
     """Returns the pooled representation that the head sees."""
     images = self._floats(batch['image'])
     return model.represent(images, mask=batch['mask'] > 0)[0]
+
+  def exchange(self, params: task_lib.Params) -> task_lib.Params:
+    """Returns parameters as they are without `scan`."""
+    blocks = stack.unstack(params['blocks'], self.config.model)
+    return params | {'blocks': blocks}
+
+  def take(self, params: task_lib.Params) -> task_lib.Params:
+    """Returns the inverse of `exchange`."""
+    blocks = stack.stack(params['blocks'], self.config.model)
+    return params | {'blocks': blocks}
+
+  def adopt(
+    self,
+    params: task_lib.Params,
+    source: 'Classification',
+    fresh: task_lib.Params,
+  ) -> task_lib.Params:
+    """Returns them with the positions of this resolution, and its head.
+
+    The head is kept, or that of a run without `init`: a kernel of zeros.
+    """
+    here, there = self.config.data, source.config.data
+    grids = (
+      patches.grid(c.data.image_size, c.model.patch_size)
+      for c in (source.config, self.config)
+    )
+    embedding = patches.resize_positions(params['patches']['position'], *grids)
+    head = params['head']
+    if self.config.init_head == 'reset':
+      head = fresh['head']
+    elif there.num_classes != here.num_classes:
+      expected = (
+        f"'reset', since {self.config.init!r} has {there.num_classes} classes, "
+        f'and config.data.num_classes is {here.num_classes}'
+      )
+      raise UserError('config.init_head', 'keep', expected)
+    return params | {
+      'patches': params['patches'] | {'position': embedding},
+      'head': head,
+    }
 
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh

@@ -161,6 +161,35 @@ class Task(abc.ABC):
     del model, batch
     raise UserError('config.task', self.config.task, 'a task with `features`')
 
+  def exchange(self, params: Params) -> Params:
+    """Returns parameters as runs exchange them, however they are run.
+
+    Args:
+      params: of `make_model`, as nested dicts of arrays or of their shapes.
+    """
+    return params
+
+  def take(self, params: Params) -> Params:
+    """Returns parameters of that form as the model has them."""
+    return params
+
+  def adopt(self, params: Params, source: Any, fresh: Params) -> Params:
+    """Returns parameters of another run, fitted to this task's model.
+
+    Args:
+      params: the other run's, as `exchange` gives them; inside `jax.jit`.
+      source: the other run's task, of the same class.
+      fresh: this model's at creation, in the same form.
+
+    Raises:
+      UserError: they cannot be fitted.
+    """
+    del source, fresh
+    if self.config.init_head == 'reset':
+      expected = f"'keep': {self.config.task!r} knows no head"
+      raise UserError('config.init_head', 'reset', expected)
+    return params
+
   @abc.abstractmethod
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh

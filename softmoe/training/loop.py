@@ -192,6 +192,8 @@ def _announce(
   )
   if start:
     logger.message(f'resuming {workdir} at step {start}')
+  elif experiment.config.init:
+    logger.message(f'starting from the parameters of {experiment.config.init}')
 
 
 def _result(
