@@ -25,7 +25,7 @@ from softmoe.data import prefetch
 from softmoe.data.images import batches
 from softmoe.data.images import source as source_lib
 from softmoe.data.images.config import ImageDataConfig
-from softmoe.tasks import ridge, shots
+from softmoe.tasks import means, ridge, shots
 from softmoe.tasks import task as task_lib
 
 
@@ -121,8 +121,8 @@ def _see(
   rows = prefetch.local_rows(mesh, data.eval_batch_size)
   local = batches.of_source(data, source, rows=rows)
   placed = prefetch.to_devices(local, mesh, data.prefetch)
-  seen = [features(params, batch) for batch in placed]
-  return np.concatenate(jax.device_get(seen))[: len(source)]
+  seen = means.one_late(features(params, batch) for batch in placed)
+  return np.concatenate([jax.device_get(x) for x in seen])[: len(source)]
 
 
 def _probe(
