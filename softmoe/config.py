@@ -83,6 +83,8 @@ class Config:
   task: str = 'classification'  # or 'my_module:MyTask'
   seed: int = 0
   steps: int = 1000
+  init: str = ''  # 'WORKDIR[@STEP]' of a run whose parameters it starts from
+  init_head: str = 'keep'  # or 'reset': as in a run without `init`
   ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: int = 50

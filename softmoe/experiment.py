@@ -21,6 +21,7 @@ from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
 
 Params = task_lib.Params
+HEADS = ('keep', 'reset')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,17 @@ class Experiment:
     """
     return {
       name: value
-      for evaluator in self._evaluators
+      for evaluator in self.evaluators
       for name, value in evaluator(params, split).items()
     }
 
   @functools.cached_property
-  def _evaluators(self) -> tuple[task_lib.Evaluator, ...]:
-    # Kept, with all that they compiled.
+  def evaluators(self) -> tuple[task_lib.Evaluator, ...]:
+    """Those of the task, kept with all that they compiled.
+
+    Raises:
+      UserError: what they read beside the split is not there.
+    """
     return self.task.evaluators(self.graphdef, self.mesh)
 
 
@@ -139,7 +144,7 @@ def build(
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
   check(config, task, layers, mesh)
-  params = sharding.abstract(lambda: _draw(task, nnx.Rngs(0)), mesh)
+  params = abstract_params(task, mesh)
   params = jax.tree.map(sharding.fsdp, params, stack.stacked(model))
   rules = steered.rules(model)
   schedule = schedules.make_schedule(
@@ -164,6 +169,11 @@ def abstract_model(task: task_lib.Task) -> Any:
   """Returns the model with shapes and types for parameters, and no places."""
   with jax.set_mesh(sharding.one_device_mesh()):
     return jax.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
+
+
+def abstract_params(task: task_lib.Task, mesh: jax.sharding.Mesh) -> Params:
+  """Returns shapes, types and places of parameters, `fsdp` left out."""
+  return sharding.abstract(lambda: _draw(task, nnx.Rngs(0)), mesh)
 
 
 def moe_layers(model: Any) -> list[layer.MoE]:
@@ -210,6 +220,12 @@ def check(
   parts = max(accumulate, 1) * devices
   for field, valid, expected in (
     ('steps', config.steps >= 1, 'at least 1'),
+    ('init_head', config.init_head in HEADS, f'one of {HEADS}'),
+    (
+      'init_head',
+      config.init != '' or config.init_head == 'keep',
+      "'keep', since there is no config.init",
+    ),
     ('log_every', config.log_every >= 1, 'at least 1'),
     ('eval_every', config.eval_every >= 0, '0 or more'),
     ('ema', 0 <= config.ema < 1, 'in [0, 1)'),

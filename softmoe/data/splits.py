@@ -51,13 +51,15 @@ def unknown(split: str, known: Iterable[str]) -> UserError:
   return UserError('split', split, f'the source has {sorted(known)}')
 
 
-def fixed_order(size: int) -> Integer[np.ndarray, ' n']:
+def fixed_order(
+  size: int, seed: int | tuple[int, ...] = 0
+) -> Integer[np.ndarray, ' n']:
   """Returns a permutation of `range(size)` that no release of numpy changes.
 
   It sorts the raw output of a bit generator, a stream that numpy keeps fixed
   (NEP 19); the output of `Generator.permutation` may change.
   """
-  return np.argsort(np.random.PCG64(0).random_raw(size), kind='stable')
+  return np.argsort(np.random.PCG64(seed).random_raw(size), kind='stable')
 
 
 def _match(split: str) -> re.Match[str]:

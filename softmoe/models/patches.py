@@ -3,12 +3,42 @@
 Axes: `b` images, `n` tokens, `d` width.
 """
 
+import jax
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe import sharding
 from softmoe.models.config import ViTConfig
+
+
+def grid(
+  image_size: tuple[int, int], patch_size: tuple[int, int]
+) -> tuple[int, int]:
+  """Returns the rows and columns of patches; a rest that fills none is left."""
+  return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def resize_positions(
+  position: Float[Array, '1 n d'], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Array, '1 n_new d']:
+  """Returns position embeddings of one grid of patches for another grid.
+
+  Bicubic, in float32; over fewer patches the filter widens, so that none is
+  left out. The place of a class token, which comes first, stays as it is.
+
+  Args:
+    position: `PatchEmbedding.position`, whole on every device.
+    old: rows and columns of its grid.
+    new: those that are wanted.
+  """
+  if old == new:
+    return position
+  first = position.shape[1] - old[0] * old[1]
+  places = jnp.reshape(position[0, first:], (*old, -1)).astype(jnp.float32)
+  places = jax.image.resize(places, (*new, places.shape[-1]), 'bicubic')
+  places = jnp.reshape(places, (1, new[0] * new[1], -1)).astype(position.dtype)
+  return jnp.concatenate([position[:, :first], places], axis=1)
 
 
 class PatchEmbedding(nnx.Module):
@@ -30,7 +60,8 @@ class PatchEmbedding(nnx.Module):
     init, dtype = nnx.initializers, jnp.dtype(config.param_dtype)
     (ph, pw), d = config.patch_size, config.width
     self.dtype = jnp.dtype(config.dtype)
-    n = (image_size[0] // ph) * (image_size[1] // pw)
+    rows, columns = grid(image_size, config.patch_size)
+    n = rows * columns
     self.kernel = nnx.Param(
       init.lecun_normal()(rngs.params(), (ph, pw, channels, d), dtype)
     )

@@ -2,14 +2,12 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
 
 from softmoe import experiment as experiment_lib
-from softmoe.errors import UserError
-from softmoe.runs import checkpoint, state
+from softmoe.runs import state
 from softmoe.runs import workdir as workdir_lib
 
 
@@ -54,26 +52,7 @@ def restore(
   Raises:
     UserError: as `load`.
   """
-  workdir = pathlib.Path(workdir).expanduser()
-  config = workdir_lib.read_config(workdir)
-  if not (workdir / 'checkpoints').exists():
-    raise UserError('--workdir', str(workdir), 'a run with a checkpoint')
-  experiment = experiment_lib.build(dataclasses.replace(config, mesh=mesh))
-  with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
-    number = _find(checkpoints, step)
-    params = state.restore_evaluated(experiment, checkpoints, number)
+  with workdir_lib.find_checkpoint(workdir, step) as (config, number, saved):
+    experiment = experiment_lib.build(dataclasses.replace(config, mesh=mesh))
+    params = state.restore_evaluated(experiment, saved, number)
   return Restored(experiment, number, params)
-
-
-def _find(checkpoints: checkpoint.Checkpoints, step: str | int) -> int:
-  """Returns the number of the checkpoint that `step` names."""
-  named = {'latest': checkpoints.latest, 'best': checkpoints.best}
-  name = str(step)
-  if name not in named and not name.isdecimal():
-    raise UserError('--step', step, "'latest', 'best' or a number")
-  number = int(name) if name.isdecimal() else named[name]()
-  if number is None:
-    raise UserError(
-      '--step', step, f'a checkpoint that is there: {checkpoints.steps()}'
-    )
-  return number

@@ -7,7 +7,7 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.runs import checkpoint
+from softmoe.runs import checkpoint, pretrained
 from softmoe.runs import workdir as workdir_lib
 
 
@@ -40,12 +40,17 @@ def abstract(experiment: experiment_lib.Experiment) -> TrainState:
 def restore_or_init(
   experiment: experiment_lib.Experiment, checkpoints: checkpoint.Checkpoints
 ) -> TrainState:
-  """Returns the newest saved state, or a fresh one.
+  """Returns the newest saved state, or else a fresh one, or that of `init`.
 
   Raises:
-    UserError: the checkpoint is damaged or of another model or optimizer.
+    UserError: the checkpoint, or the run that `config.init` names, is damaged
+      or of another model or optimizer.
   """
   step = checkpoints.latest()
+  if step is None and experiment.config.init:
+    params = pretrained.params(experiment)
+    start = lambda params: create(experiment, params)
+    return jax.jit(start, donate_argnums=0)(params)
   if step is None:
     return init(experiment)
   with workdir_lib.reading(f'checkpoint {step}'):
@@ -73,10 +78,18 @@ def evaluated(state: TrainState) -> experiment_lib.Params:
   return state['ema'] or state['params']
 
 
-def create(experiment: experiment_lib.Experiment) -> TrainState:
-  """Returns the state at step 0; to be called under `jax.jit`."""
+def create(
+  experiment: experiment_lib.Experiment,
+  params: experiment_lib.Params | None = None,
+) -> TrainState:
+  """Returns the state at step 0; to be called under `jax.jit`.
+
+  Args:
+    experiment: what is trained.
+    params: the parameters; None: fresh ones.
+  """
   config = experiment.config
-  params = experiment.init_params()
+  params = experiment.init_params() if params is None else params
   return {
     'step': jnp.zeros((), jnp.int32),
     'params': params,

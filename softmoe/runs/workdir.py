@@ -11,7 +11,7 @@ import pathlib
 import re
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -128,6 +128,41 @@ def open_checkpoints(
     return checkpoint.Checkpoints(directory, config.checkpoint)
 
 
+class Found(NamedTuple):
+  """A checkpoint of a run.
+
+  Attributes:
+    config: of the run.
+    step: number of the checkpoint.
+    checkpoints: where it can be read.
+  """
+
+  config: config_lib.Config
+  step: int
+  checkpoints: checkpoint.Checkpoints
+
+
+@contextlib.contextmanager
+def find_checkpoint(
+  workdir: str | os.PathLike, step: str | int
+) -> Iterator[Found]:
+  """Finds a checkpoint of the run in `workdir`, finished or not.
+
+  Args:
+    workdir: directory of the run.
+    step: 'latest', 'best' or a number.
+
+  Raises:
+    UserError: there is no such run or checkpoint.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  config = read_config(workdir)
+  if not (workdir / 'checkpoints').exists():
+    raise UserError('--workdir', str(workdir), 'a run with a checkpoint')
+  with open_checkpoints(workdir, config) as checkpoints:
+    yield Found(config, _find(checkpoints, step), checkpoints)
+
+
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
   """Turns whatever the damaged checkpoint `name` raises into one UserError."""
@@ -155,6 +190,20 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   temporary = path.with_name(f'.{path.name}')
   temporary.write_text(json.dumps(value, indent=2) + '\n')
   temporary.replace(path)
+
+
+def _find(checkpoints: checkpoint.Checkpoints, step: str | int) -> int:
+  """Returns the number of the checkpoint that `step` names."""
+  named = {'latest': checkpoints.latest, 'best': checkpoints.best}
+  name = str(step)
+  if name not in named and not name.isdecimal():
+    raise UserError('--step', step, "'latest', 'best' or a number")
+  number = int(name) if name.isdecimal() else named[name]()
+  if number is None:
+    raise UserError(
+      '--step', step, f'a checkpoint that is there: {checkpoints.steps()}'
+    )
+  return number
 
 
 def _check_mounted(workdir: str | os.PathLike) -> None:

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from softmoe import config as config_lib
 from softmoe.data.images import batches, sources, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
-from softmoe.models import vit
-from softmoe.tasks import losses, means
+from softmoe.models import patches, stack, vit
+from softmoe.tasks import fewshot, losses, means, shots
 from softmoe.tasks import task as task_lib
 
 
@@ -31,6 +31,7 @@ class Config(config_lib.Config):
   mixup: float = 0.0  # alpha of the beta distribution; 0: off
   model: vit.ViTConfig = vit.ViTConfig()
   data: ImageDataConfig = ImageDataConfig()
+  fewshot: shots.FewshotConfig = shots.FewshotConfig()
 
 
 class Classification(task_lib.Task):
@@ -134,11 +135,61 @@ class Classification(task_lib.Task):
     """Returns the logits of the images."""
     return model(self._floats(batch['image']))[0]
 
+  def features(
+    self, model: vit.ViT, batch: task_lib.Batch
+  ) -> Float[Array, 'b d']:
+    """Returns the pooled representation that the head sees."""
+    images = self._floats(batch['image'])
+    return model.represent(images, mask=batch['mask'] > 0)[0]
+
+  def exchange(self, params: task_lib.Params) -> task_lib.Params:
+    """Returns parameters as they are without `scan`."""
+    blocks = stack.unstack(params['blocks'], self.config.model)
+    return params | {'blocks': blocks}
+
+  def take(self, params: task_lib.Params) -> task_lib.Params:
+    """Returns the inverse of `exchange`."""
+    blocks = stack.stack(params['blocks'], self.config.model)
+    return params | {'blocks': blocks}
+
+  def adopt(
+    self,
+    params: task_lib.Params,
+    source: 'Classification',
+    fresh: task_lib.Params,
+  ) -> task_lib.Params:
+    """Returns them with the positions of this resolution, and its head.
+
+    The head is kept, or that of a run without `init`: a kernel of zeros.
+    """
+    here, there = self.config.data, source.config.data
+    grids = (
+      patches.grid(c.data.image_size, c.model.patch_size)
+      for c in (source.config, self.config)
+    )
+    embedding = patches.resize_positions(params['patches']['position'], *grids)
+    head = params['head']
+    if self.config.init_head == 'reset':
+      head = fresh['head']
+    elif there.num_classes != here.num_classes:
+      expected = (
+        f"'reset', since {self.config.init!r} has {there.num_classes} classes, "
+        f'and config.data.num_classes is {here.num_classes}'
+      )
+      raise UserError('config.init_head', 'keep', expected)
+    return params | {
+      'patches': params['patches'] | {'position': embedding},
+      'head': head,
+    }
+
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
   ) -> tuple[task_lib.Evaluator, ...]:
-    """Returns loss and accuracy over a split."""
-    return (means.over_split(self, graphdef, mesh),)
+    """Returns loss and accuracy over a split, and few-shot accuracies."""
+    found = [means.over_split(self, graphdef, mesh)]
+    if self.config.fewshot.source:
+      found.append(fewshot.evaluator(self, graphdef, mesh, self.config.fewshot))
+    return tuple(found)
 
   def _floats(self, images: jax.Array) -> jax.Array:
     return value_range.to_floats(images, self.config.data.value_range)

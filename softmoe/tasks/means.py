@@ -31,7 +31,7 @@ def over_split(
     placed = prefetch.to_devices(local, mesh, data.prefetch)
     total = collections.defaultdict(float)
     weight = collections.defaultdict(float)
-    for sums in _one_late(step(params, batch) for batch in placed):
+    for sums in one_late(step(params, batch) for batch in placed):
       for name, mean in jax.device_get(sums).items():
         total[name] += float(mean.total)
         weight[name] += float(mean.weight)
@@ -42,7 +42,7 @@ def over_split(
   return evaluate
 
 
-def _one_late(items: Any) -> Any:
+def one_late(items: Any) -> Any:
   """Yields each item when the next one is there: on its way on the devices."""
   last = None
   for item in items:

@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from softmoe import config as config_lib
+from softmoe.errors import UserError
 
 Params = dict[str, Any]
 Batch = dict[str, Any]  # arrays whose first axis is the examples
@@ -152,6 +153,50 @@ class Task(abc.ABC):
 
     It is the program whose cost `costs` and `plan` tell as that of inference.
     """
+
+  def features(self, model: Any, batch: Batch) -> Float[Array, 'b d']:
+    """Returns what the model makes of a batch of images before its head.
+
+    `fewshot` trains linear classifiers on it; other evaluations need it not.
+
+    Args:
+      model: of `make_model`.
+      batch: as `eval_batches` says, with `mask`.
+
+    Raises:
+      UserError: the task has none.
+    """
+    del model, batch
+    raise UserError('config.task', self.config.task, 'a task with `features`')
+
+  def exchange(self, params: Params) -> Params:
+    """Returns parameters as runs exchange them, however they are run.
+
+    Args:
+      params: of `make_model`, as nested dicts of arrays or of their shapes.
+    """
+    return params
+
+  def take(self, params: Params) -> Params:
+    """Returns parameters of that form as the model has them."""
+    return params
+
+  def adopt(self, params: Params, source: Any, fresh: Params) -> Params:
+    """Returns parameters of another run, fitted to this task's model.
+
+    Args:
+      params: the other run's, as `exchange` gives them; inside `jax.jit`.
+      source: the other run's task, of the same class.
+      fresh: this model's at creation, in the same form.
+
+    Raises:
+      UserError: they cannot be fitted.
+    """
+    del source, fresh
+    if self.config.init_head == 'reset':
+      expected = f"'keep': {self.config.task!r} knows no head"
+      raise UserError('config.init_head', 'reset', expected)
+    return params
 
   @abc.abstractmethod
   def evaluators(

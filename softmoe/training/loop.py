@@ -145,6 +145,7 @@ def _check_data(experiment: experiment_lib.Experiment) -> None:
   next(task.train_batches(prefetch.local_rows(mesh, data.batch_size)))
   rows = prefetch.local_rows(mesh, data.eval_batch_size)
   next(task.eval_batches(data.eval_split, rows))
+  _ = experiment.evaluators  # which open what they read
 
 
 def _check_step(experiment: experiment_lib.Experiment, train_step: Any) -> None:
@@ -192,6 +193,8 @@ def _announce(
   )
   if start:
     logger.message(f'resuming {workdir} at step {start}')
+  elif experiment.config.init:
+    logger.message(f'starting from the parameters of {experiment.config.init}')
 
 
 def _result(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+from PIL import Image
 
 from softmoe.models import patches, vit
 
@@ -43,3 +44,26 @@ def test_pixels_of_the_rest_are_left_out():
   embed, x = make((14, 9), (4, 2)), draw_images((14, 9))
   changed = x.at[:, 12:].set(jnp.nan).at[:, :, 8:].set(jnp.nan)
   np.testing.assert_array_equal(embed(changed), embed(x))
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'), [((2, 2), (4, 6)), ((3, 5), (6, 4)), ((7, 7), (3, 3))]
+)
+@pytest.mark.parametrize('first', [0, 1])
+def test_positions_of_another_grid_are_pillows_bicubic(old, new, first):
+  rng = np.random.default_rng(0)
+  position = rng.normal(size=(1, first + old[0] * old[1], 3)).astype('f')
+  found = patches.resize_positions(jnp.asarray(position), old, new)
+  assert found.shape == (1, first + new[0] * new[1], 3)
+  np.testing.assert_array_equal(found[:, :first], position[:, :first])
+  for channel in range(3):
+    grid = Image.fromarray(position[0, first:, channel].reshape(old))
+    resized = grid.resize(new[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(
+      found[0, first:, channel].reshape(new), np.asarray(resized), atol=1e-5
+    )
+
+
+def test_positions_of_the_same_grid_stay():
+  position = jnp.ones((1, 12, 3))
+  assert patches.resize_positions(position, (3, 4), (3, 4)) is position

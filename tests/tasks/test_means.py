@@ -126,7 +126,7 @@ def test_a_batch_is_on_its_way_before_the_metrics_of_the_last_are_read():
       events.append(f'dispatched {i}')
       yield i
 
-  for i in means._one_late(dispatched()):
+  for i in means.one_late(dispatched()):
     events.append(f'read {i}')
   assert events == [
     'dispatched 0',

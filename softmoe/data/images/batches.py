@@ -66,7 +66,16 @@ def eval_batches(
   Raises:
     UserError: as `train_batches`.
   """
-  source = _open(config, split)
+  return of_source(config, _open(config, split), rows=rows)
+
+
+def of_source(
+  config: ImageDataConfig,
+  source: source_lib.Source,
+  *,
+  rows: stream.Rows | None = None,
+) -> Iterator[stream.Batch]:
+  """Returns what `eval_batches` does, of any source, whatever its classes."""
   transform = transforms.eval_transform(config)
 
   def load(index: int) -> stream.Example:

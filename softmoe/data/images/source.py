@@ -82,6 +82,29 @@ class Subset:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selection:
+  """The examples of `source` at any `indices`, in their order."""
+
+  source: Source
+  indices: Integer[np.ndarray, ' n']
+
+  @property
+  def num_classes(self) -> int | None:
+    return self.source.num_classes
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    labels = self.source.labels
+    return None if labels is None else labels[self.indices]
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.source[int(self.indices[index])]
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelCheck:
   """`source`, whose labels must lie in `range(num_classes)`.
 

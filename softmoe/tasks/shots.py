@@ -1,0 +1,167 @@
+"""Which images a few-shot evaluation trains on, and which it looks at.
+
+Axes: `s` seeds, `c` classes, `n` images.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from softmoe.data import splits
+from softmoe.data.images import source as source_lib
+from softmoe.data.images import sources
+from softmoe.errors import UserError
+
+HELD_OUT = 10  # images of a class that choose l2, where no split does
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotConfig:
+  """A few-shot evaluation; images become arrays as `config.data` says."""
+
+  source: str = ''  # as `data.source`; empty: off
+  train_split: str = 'train'  # what the shots are drawn from
+  val_split: str = ''  # chooses l2; empty: images of the train split
+  test_split: str = 'test'
+  shots: tuple[int, ...] = (1, 5, 10, 25)  # images of a class
+  seeds: int = 3  # draws of the shots, which are averaged over
+  classes: int = 0  # so many, a fixed sample; 0: all of the train split
+
+
+class Images(NamedTuple):
+  """Images of a source: which, and their class as 0, 1, ...
+
+  Attributes:
+    source: what they are read from.
+    indices: their places in it, ascending.
+    labels: the class of each.
+  """
+
+  source: source_lib.Source
+  indices: Integer[np.ndarray, ' n']
+  labels: Integer[np.ndarray, ' n']
+
+
+class Draw(NamedTuple):
+  """All that an evaluation reads.
+
+  Attributes:
+    pool: images of the train split that serve as a shot or choose l2.
+    val: images that choose l2; None: those of the pool at `held_out`.
+    test: images that the accuracy is of.
+    held_out: places in the pool.
+    ranked: (seeds, classes, most shots) places in the pool: the first n of each
+      row are the n shots of that class.
+  """
+
+  pool: Images
+  val: Images | None
+  test: Images
+  held_out: Integer[np.ndarray, ' m']
+  ranked: Integer[np.ndarray, 's c n']
+
+
+def draw(config: FewshotConfig) -> Draw:
+  """Returns which images are read; it follows from the config alone.
+
+  Raises:
+    UserError: a field is wrong, or the images cannot be read or are too few.
+  """
+  check(config)
+  source, labels = _open(config, config.train_split)
+  classes = _classes(config, labels)
+  most = max(config.shots)
+  held_out, ranked = [], []
+  for label in classes:
+    places = np.flatnonzero(labels == label)
+    aside = 0 if config.val_split else min(HELD_OUT, len(places) - most)
+    if len(places) < most or not (aside or config.val_split):
+      raise UserError(
+        'config.fewshot.shots',
+        most,
+        f'less: class {label} has {len(places)} images in '
+        f'{config.train_split!r}, some of which choose l2',
+      )
+    places = places[splits.fixed_order(len(places), (0, int(label)))]
+    held_out.append(places[:aside])
+    ranked.append(_shots(config, places[aside:], int(label)))
+  return _drawn(config, source, classes, labels, held_out, np.stack(ranked, 1))
+
+
+def _shots(config: FewshotConfig, places: np.ndarray, label: int) -> np.ndarray:
+  """Returns (seeds, most shots) of the places of one class."""
+  most = max(config.shots)
+  return np.stack(
+    [
+      places[splits.fixed_order(len(places), (1 + seed, label))][:most]
+      for seed in range(config.seeds)
+    ]
+  )
+
+
+def _drawn(config, source, classes, labels, held_out, ranked) -> Draw:
+  """Returns the draw; places are those of the pool, not of the split."""
+  held_out = np.concatenate(held_out)
+  used = np.unique(np.concatenate([held_out, ranked.ravel()]))
+  pool = Images(source, used, np.searchsorted(classes, labels[used]))
+  return Draw(
+    pool,
+    _of_classes(config, config.val_split, classes)
+    if config.val_split
+    else None,
+    _of_classes(config, config.test_split, classes),
+    np.searchsorted(used, held_out),
+    np.searchsorted(used, ranked),
+  )
+
+
+def _of_classes(
+  config: FewshotConfig, split: str, classes: np.ndarray
+) -> Images:
+  """Returns the images of a split, of those classes alone."""
+  source, labels = _open(config, split)
+  known = np.isin(labels, classes)
+  if not (known.all() or config.classes) or not known.any():
+    raise UserError(
+      'split',
+      split,
+      f'classes of {config.train_split!r} alone, such as '
+      f'{int(classes[0])}, not {int(labels[~known][0])}',
+    )
+  indices = np.flatnonzero(known)
+  return Images(source, indices, np.searchsorted(classes, labels[indices]))
+
+
+def _open(
+  config: FewshotConfig, split: str
+) -> tuple[source_lib.Source, np.ndarray]:
+  source = sources.open_source(config.source, split)
+  labels = source.labels
+  if labels is None:  # each example is read for its label
+    labels = np.array([source[i]['label'] for i in range(len(source))])
+  return source, np.asarray(labels)
+
+
+def _classes(config: FewshotConfig, labels: np.ndarray) -> np.ndarray:
+  """Returns the classes that take part, ascending."""
+  present = np.unique(labels)
+  if config.classes > len(present):
+    expected = f'at most {len(present)}, those of {config.train_split!r}'
+    raise UserError('config.fewshot.classes', config.classes, expected)
+  sample = splits.fixed_order(len(present))[: config.classes or None]
+  return np.sort(present[sample])
+
+
+def check(config: FewshotConfig) -> None:
+  """Raises a UserError that names the first field that is wrong."""
+  shots = config.shots
+  for field, valid, expected in (
+    ('shots', len(shots) and min(shots) >= 1, 'one number or more, at least 1'),
+    ('seeds', config.seeds >= 1, 'at least 1'),
+    ('classes', config.classes >= 0, '0 or more'),
+  ):
+    if not valid:
+      given = getattr(config, field)
+      raise UserError(f'config.fewshot.{field}', given, expected)
