@@ -10,6 +10,14 @@ MODELS = {
   'Soft MoE': 'glyphs:soft',
 }
 WIDTHS = (32, 64)
+# On characters that are in no other split.
+FEWSHOT = {
+  'softmoe.tables.fewshot:evaluate': {
+    'train_split': 'fewshot_train',
+    'test_split': 'fewshot_test',
+    'shots': (10,),
+  }
+}
 
 
 def get_suite() -> suite.Suite:
@@ -20,5 +28,6 @@ def get_suite() -> suite.Suite:
     baseline='ViT',
     metric='test/accuracy',
     splits=('val', 'test', 'faces'),
+    evaluators=FEWSHOT,
     runs=suite.product(MODELS, range(5), widths, suite.ONE_CHECKPOINT),
   )
