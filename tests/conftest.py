@@ -13,6 +13,11 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Tests compile much and compute little: XLA's own passes as ever, LLVM's few.
+os.environ['XLA_FLAGS'] = (
+  f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+  ' --xla_llvm_disable_expensive_passes=true'
+)
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -67,6 +72,13 @@ def compile_cache(tmp_path_factory):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
   yield
   jax.config.update('jax_compilation_cache_dir', None)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Drops what a file compiled: thousands of programs slow all that follow."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
