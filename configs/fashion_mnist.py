@@ -43,6 +43,7 @@ MOE = {
   'soft_uniform': SOFT,
   'mixture_of_tokens': SOFT | dict(group_size=16),
   'tokens': VMOE,
+  'tokens_k2': VMOE | dict(k=2),
   'experts': SPARSE,
   'switch': SPARSE | dict(k=1, losses=(('switch', 0.01),)),
   'gshard': SPARSE | dict(k=2, normalize=True, losses=(('gshard', 0.01),)),
@@ -55,6 +56,7 @@ MOE = {
 }
 ROUTERS = {
   'tokens': 'tokens_choice',
+  'tokens_k2': 'tokens_choice',
   'experts': 'experts_choice',
   'switch': 'tokens_choice',
   'gshard': 'tokens_choice',

@@ -19,7 +19,11 @@ def __getattr__(name: str) -> Any:
   # Imported on first use: the launcher must run before JAX is imported.
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(importlib.import_module(_HOMES[name]), name)
+  try:
+    return getattr(importlib.import_module(_HOMES[name]), name)
+  except ModuleNotFoundError as e:
+    needed = f"{__name__}.{name} needs {e.name}: pip install 'softmoe[train]'"
+    raise ModuleNotFoundError(needed, name=e.name) from e
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from softmoe.tables import suite
 MODELS = {
   'ViT': 'fashion_mnist:vit',
   'Tokens Choice, K=1': 'fashion_mnist:tokens',
-  'Tokens Choice, K=2': 'fashion_mnist:gshard',
+  'Tokens Choice, K=2': 'fashion_mnist:tokens_k2',
   'Experts Choice': 'fashion_mnist:experts',
   'Soft MoE': 'fashion_mnist:soft',
 }
