@@ -22,6 +22,7 @@ def build(tiny, mesh='data:1', devices=1, **changes):
   return experiment_lib.build(config, jax.devices()[:devices])
 
 
+@pytest.mark.slow
 def test_it_is_the_ridge_regression_of_features_that_any_mesh_sees(
   tiny, monkeypatch
 ):
