@@ -17,7 +17,8 @@ def table(workdirs: list[str]) -> str:
 
   The first figure is the metric by which a run's best checkpoint is known, of
   the last state on the evaluation split; GFLOP are those of one forward pass
-  of what the task counts in, and speed is that of training.
+  of what the task counts in, and speed is that of training. Below it, what
+  one percent of accuracy stands for.
 
   Raises:
     UserError: a directory holds no finished run, or one of another task.
@@ -32,7 +33,8 @@ def table(workdirs: list[str]) -> str:
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
   rows.insert(1, tuple(rule))
-  return '\n'.join(_line(cells, widths) for cells in rows)
+  lines = [_line(cells, widths) for cells in rows]
+  return '\n'.join([*lines, *_percent(results)])
 
 
 def _read(workdir: str) -> dict[str, Any]:
@@ -67,6 +69,17 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
     f'{result[f"gflop_per_{unit}"]:#.3g}'.rstrip('.'),
     f'{rate:,.0f}' if rate else 'unknown',
   )
+
+
+def _percent(results: list[dict[str, Any]]) -> list[str]:
+  """Returns a line for each split: how many examples one percent is."""
+  shown = {
+    f'1 % is {r["examples"] / 100:.3g} of the {r["examples"]:,} '
+    f"{_measure(r)[1]}s of '{r['split']}'."
+    for r in results
+    if _measure(r)[0] == 'accuracy' and 'examples' in r
+  }
+  return ['', *sorted(shown)] if shown else []
 
 
 def main(argv: list[str]) -> None:

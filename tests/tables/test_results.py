@@ -33,6 +33,22 @@ def test_one_row_a_run(tmp_path):
   ]
 
 
+def test_what_one_percent_stands_for(tmp_path):
+  split = dict(split='test', examples=360)
+  soft = finished(tmp_path / 'soft', **split)
+  vit = finished(tmp_path / 'vit', **split)
+  whole = finished(tmp_path / 'fashion', split='test[:50%]', examples=5000)
+  assert results.table([soft, vit]).splitlines()[4:] == [
+    '',
+    "1 % is 3.6 of the 360 images of 'test'.",
+  ]
+  assert results.table([soft, whole]).splitlines()[4:] == [
+    '',
+    "1 % is 3.6 of the 360 images of 'test'.",
+    "1 % is 50 of the 5,000 images of 'test[:50%]'.",
+  ]
+
+
 def test_a_run_that_is_not_finished_is_named(tmp_path):
   with pytest.raises(UserError, match=f'WORKDIR: got {str(tmp_path)!r}'):
     results.table([str(tmp_path)])
