@@ -85,7 +85,13 @@ def test_equals_loops_forward_and_gradient(mesh, sizes, name):
     check(name, on_mesh(name), seed, sizes)
 
 
-@pytest.mark.parametrize('name', MAIN)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * ('dropless' in name))
+    for name in MAIN
+  ],
+)
 def test_200_random_cases(name):
   first = MAIN.index(name) % 4
   for shape in SHAPES[first::4]:

@@ -283,7 +283,10 @@ def test_options_of_a_call_are_those_of_the_router(
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
 
-TRANSFORMED = ['tokens_choice', 'threshold dropless']
+TRANSFORMED = [
+  'tokens_choice',
+  pytest.param('threshold dropless', marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize('name', TRANSFORMED)

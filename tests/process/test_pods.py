@@ -162,6 +162,7 @@ def reference(start, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_and_four_go_on(start, reference, tmp_path):
   job = start(2, *_train(tmp_path))
   job[0].wait_for('experiment: ')
