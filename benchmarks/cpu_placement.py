@@ -25,6 +25,7 @@ from softmoe.data.images import config as image_config
 from softmoe.models import config as model_config
 from softmoe.models import vit
 from softmoe.runs import state
+from softmoe.tables import markdown
 from softmoe.tasks import classification
 from softmoe.training import step
 
@@ -48,7 +49,7 @@ def main() -> None:
         key = (name, setting)
         best[key] = min(best.get(key, float('inf')), measure(name, *setting))
   jax.config.update('jax_platforms', 'cpu')
-  print(f'{table(best)}\n\n{timing.origin()}')
+  print(f'{table(best)}\n\n{timing.where()}')
 
 
 def table(best: dict[tuple, float]) -> str:
@@ -67,7 +68,7 @@ def table(best: dict[tuple, float]) -> str:
         )
       )
   header = ('model', 'devices', 'pages', 'ms a step', 'ratio')
-  return timing.markdown(header, rows)
+  return markdown.table(header, rows)
 
 
 def measure(name: str, devices: int, huge: int) -> float:

@@ -21,6 +21,7 @@ from jax import numpy as jnp
 
 from softmoe.moe import experts, layer, mlp
 from softmoe.moe.routers import threshold
+from softmoe.tables import markdown
 
 TOKENS, WIDTH, EXPERTS, HIDDEN = 4096, 512, 64, 256
 WANTED = (8, 4, 2)
@@ -48,7 +49,7 @@ def main() -> None:
     (name, wanted): float(run()[1].get('executed', wanted))
     for (name, wanted), run in steps.items()
   }
-  print(f'{timing.origin()}\n\n{table(seconds, executed)}')
+  print(f'{timing.where()}\n\n{table(seconds, executed)}')
 
 
 def make_layer(**options: Any) -> layer.MoE:
@@ -101,7 +102,7 @@ def table(seconds: dict[Any, float], executed: dict[Any, float]) -> str:
       )
     )
   header = ('way', 'wanted', 'executed', 'ms', 'of dense', 'above 0, of 8')
-  return timing.markdown(header, rows)
+  return markdown.table(header, rows)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from jax import numpy as jnp
 
 from softmoe.moe import experts, layer, mlp
 from softmoe.moe.routers import experts_choice, soft, tokens_choice
+from softmoe.tables import markdown
 
 GROUP, TOKENS = 8, 256
 WIDTH, HIDDEN, SLOTS = 192, 768, 1024
@@ -39,7 +40,7 @@ def main(images: int = 128) -> None:
     steps['weights'] = read_weights(layers['Soft MoE'].experts)
     timed = timing.interleaved(steps, ROUNDS)
     seconds |= {(name, n): value for name, value in timed.items()}
-  print(f'{timing.origin()}\n\n{table(seconds)}')
+  print(f'{timing.where()}\n\n{table(seconds)}')
 
 
 def make_layer(router: Any, num_experts: int, **options: Any) -> layer.MoE:
@@ -107,7 +108,7 @@ def table(seconds: dict[Any, float]) -> str:
         )
       )
   header = ('router', 'experts', 'ms', 'weights ms', 'of 8', 'of 8 without')
-  return timing.markdown(header, rows)
+  return markdown.table(header, rows)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import timing
 
 from softmoe import experiment as experiment_lib
 from softmoe.plan import compiling, estimate, programs, targets
+from softmoe.tables import markdown
 
 CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'jft4b.py'
 get_config = runpy.run_path(str(CONFIG))['get_config']
@@ -211,8 +212,8 @@ def main(names: list[str]) -> None:
   for name in names or TABLES:
     make, header = TABLES[name]
     rows = make()
-    print(timing.origin())
-    print(timing.markdown(header, rows), flush=True)
+    print(timing.where())
+    print(markdown.table(header, rows), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,13 @@
 """What the benchmarks share: fair timing, and where it was done."""
 
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jaxlib
+
+from softmoe.tables import origin
 
 
 def interleaved(
@@ -30,30 +29,12 @@ def interleaved(
   return best
 
 
-def origin() -> str:
+def where() -> str:
   """Returns machine, versions and commit, in one line."""
-  commit = subprocess.run(
-    ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
-  ).stdout.strip()
+  versions = {'jaxlib': jaxlib.__version__} | origin.versions()
+  told = ', '.join(f'{name} {value}' for name, value in versions.items())
+  devices = f'{jax.default_backend()} x {jax.device_count()}'
   return (
-    f'{_processor()}, {os.cpu_count()} cores, {jax.default_backend()} x'
-    f' {jax.device_count()}; Python {platform.python_version()},'
-    f' jax {jax.__version__}, jaxlib {jaxlib.__version__};'
-    f' commit {commit or "unknown"}'
+    f'{origin.machine()}, {devices}; {told};'
+    f' commit {origin.commit() or "unknown"}'
   )
-
-
-def _processor() -> str:
-  try:
-    with open('/proc/cpuinfo') as file:
-      names = [line for line in file if line.startswith('model name')]
-    return names[0].partition(':')[2].strip()
-  except (OSError, IndexError):
-    return platform.machine()
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Returns a Markdown table."""
-  rule = ['---', *['---:'] * (len(header) - 1)]
-  lines = [header, rule, *rows]
-  return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)

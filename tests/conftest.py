@@ -82,6 +82,20 @@ def forget_programs():
 
 
 @pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+  """Returns that of a process which finds what an earlier one compiled."""
+  environment = dict(os.environ) | {
+    'PYTHONPATH': str(TINY.parents[1]),
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  }
+  for name in ('XLA_FLAGS', 'GLIBC_TUNABLES', 'JAX_NUM_CPU_DEVICES'):
+    environment.pop(name, None)
+  return environment
+
+
+@pytest.fixture(scope='session')
 def tiny():
   """Returns a function from changes of fields to a config."""
   return runpy.run_path(str(TINY))['parse']

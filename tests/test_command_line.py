@@ -28,20 +28,6 @@ PROGRESS = re.compile(
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """Of a process that finds what an earlier one compiled."""
-  environment = dict(os.environ) | {
-    'PYTHONPATH': str(ROOT),
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-  }
-  for name in ('XLA_FLAGS', 'GLIBC_TUNABLES', 'JAX_NUM_CPU_DEVICES'):
-    environment.pop(name, None)
-  return environment
-
-
-@pytest.fixture(scope='module')
 def call(environment):
   """Returns a function that runs a script and returns how it went."""
 

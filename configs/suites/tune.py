@@ -1,6 +1,6 @@
 """Learning rate and weight decay of each model, once, at width 32, on `val`.
 
-`configs/glyphs.py` holds what came out best. 24 runs.
+What comes out best belongs into `configs/glyphs.py`. 24 runs.
 """
 
 from softmoe.tables import suite

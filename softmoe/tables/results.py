@@ -10,6 +10,7 @@ from typing import Any
 from softmoe.errors import UserError
 from softmoe.process import launch
 from softmoe.runs import workdir as workdir_lib
+from softmoe.tables import markdown
 
 
 def table(workdirs: list[str]) -> str:
@@ -29,12 +30,8 @@ def table(workdirs: list[str]) -> str:
     if _measure(result) != first:
       expected = f'a run of {first[0]} and {first[1]}s, as the first one'
       raise UserError('WORKDIR', workdir, expected)
-  rows = [_header(*first), *map(_row, results)]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-  rows.insert(1, tuple(rule))
-  lines = [_line(cells, widths) for cells in rows]
-  return '\n'.join([*lines, *_percent(results)])
+  rows = markdown.table(_header(*first), list(map(_row, results)))
+  return '\n'.join([rows, *_percent(results)])
 
 
 def _read(workdir: str) -> dict[str, Any]:
@@ -52,11 +49,6 @@ def _measure(result: dict[str, Any]) -> tuple[str, str]:
 def _header(metric: str, unit: str) -> tuple[str, ...]:
   quality, rate = metric.capitalize(), f'{unit.capitalize()}s/s'
   return ('Model', quality, 'Parameters', f'GFLOP/{unit}', rate)
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-  first, *numbers = map(str.rjust, cells, widths)
-  return '| ' + ' | '.join([first.strip().ljust(widths[0]), *numbers]) + ' |'
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 
 from softmoe.models import config as model_config
 from softmoe.models import mixtures, vit
-from softmoe.moe import experts, layer, mlp
+from softmoe.moe import layer
 from softmoe.moe.routers import hashing
 
 P = jax.P
@@ -354,30 +354,6 @@ def test_bfloat16_tokens(name):
     (low, actual),
     (y, expected),
   )
-
-
-def plain(num_experts=EXPERTS, **options):
-  expert = lambda rngs: mlp.Mlp(WIDTH, HIDDEN, rngs=rngs)
-  return nnx.eval_shape(
-    lambda: layer.MoE(
-      hashing.HashRouter(EXPERTS, VOCABULARY),
-      experts.Experts(expert, num_experts, rngs=nnx.Rngs(0)),
-      **options,
-    )
-  )
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    (dict(num_experts=3), 'experts: got 3; 4, as many as the router knows'),
-    (dict(group_size=0), 'group_size: got 0; at least 1'),
-    (dict(implementation='fast'), "implementation: got 'fast'; one of"),
-  ],
-)
-def test_bad_arguments_are_named(options, message):
-  with pytest.raises(ValueError, match=message):
-    plain(**options)
 
 
 def call(fields, examples, axes=None):

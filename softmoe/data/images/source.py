@@ -57,36 +57,11 @@ class ArraySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subset:
-  """The examples of `source` at `indices`, which leave out none between."""
-
-  source: Source
-  indices: range
-
-  @property
-  def num_classes(self) -> int | None:
-    return self.source.num_classes
-
-  @property
-  def labels(self) -> np.ndarray | None:
-    labels = self.source.labels
-    if labels is None:
-      return None
-    return labels[self.indices.start : self.indices.stop]
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> Example:
-    return self.source[self.indices[index]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Selection:
   """The examples of `source` at any `indices`, in their order."""
 
   source: Source
-  indices: Integer[np.ndarray, ' n']
+  indices: range | Integer[np.ndarray, ' n']
 
   @property
   def num_classes(self) -> int | None:
@@ -95,7 +70,7 @@ class Selection:
   @property
   def labels(self) -> np.ndarray | None:
     labels = self.source.labels
-    return None if labels is None else labels[self.indices]
+    return None if labels is None else labels[np.asarray(self.indices)]
 
   def __len__(self) -> int:
     return len(self.indices)

@@ -30,7 +30,7 @@ def open_source(name: str, split: str) -> source_lib.Source:
   """
   kind, argument = _parse(name)
   whole = _OPENERS[kind](argument, splits.base_name(split))
-  return source_lib.Subset(whole, splits.indices(split, len(whole)))
+  return source_lib.Selection(whole, splits.indices(split, len(whole)))
 
 
 def fingerprint(name: str) -> str:

@@ -5,9 +5,6 @@ python -m softmoe.tables cost --table=9
 
 import argparse
 import json
-import platform
-from importlib import metadata
-from typing import Any
 
 from softmoe.tables import options as options_lib
 from softmoe.tables.cost import published
@@ -18,6 +15,7 @@ def main(argv: list[str]) -> None:
   options = _parse(argv)
   import jax
 
+  from softmoe.tables import origin
   from softmoe.tables.cost import figures, text
 
   jax.config.update('jax_platforms', 'cpu')  # nothing is computed
@@ -25,10 +23,10 @@ def main(argv: list[str]) -> None:
   tables = published.TABLES if chosen == 'all' else (int(chosen),)
   found = {table: figures.of_table(table) for table in tables}
   if options.json:
-    print(json.dumps({'versions': _versions(), 'tables': found}))
+    print(json.dumps({'versions': origin.versions(), 'tables': found}))
     return
   flag = '' if chosen == 'all' else f' --table={chosen}'
-  versions = ', '.join(f'{k} {v}' for k, v in _versions().items())
+  versions = ', '.join(f'{k} {v}' for k, v in origin.versions().items())
   print(f'`python -m softmoe.tables cost{flag}`, {versions}\n\n{text.LEGEND}')
   for table, rows in found.items():
     print(f'\n{text.section(table, rows)}')
@@ -44,9 +42,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   )
   parser.add_argument('--json', action='store_true', help='one JSON object')
   return parser.parse_args(argv)
-
-
-def _versions() -> dict[str, Any]:
-  packages = ('softmoe', 'jax', 'flax')
-  versions = {name: metadata.version(name) for name in packages}
-  return {'Python': platform.python_version()} | versions

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from softmoe.tables import markdown
 from softmoe.tables.cost.figures import Figures
 
 TITLES = {
@@ -97,27 +98,12 @@ def section(table: int, rows: list[Figures]) -> str:
   """Returns one table of the paper with its heading."""
   columns = SHORT if table == 9 else LONG
   rows_ = [[_cell(column, row) for column in columns] for row in rows]
-  lines = [[column.heading for column in columns], *rows_]
-  widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-  lines.insert(1, list(map(_rule, columns, widths)))
-  body = '\n'.join(_line(columns, cells, widths) for cells in lines)
+  headings = [column.heading for column in columns]
+  left = [i for i, column in enumerate(columns) if column.left]
+  body = markdown.table(headings, rows_, left)
   return f'## {TITLES[table]}\n\n{body}'
 
 
 def _cell(column: Column, row: Figures) -> str:
   value = row[column.key]
   return '' if value is None else column.show(value)
-
-
-def _rule(column: Column, width: int) -> str:
-  return '-' * width if column.left else '-' * (width - 1) + ':'
-
-
-def _line(
-  columns: tuple[Column, ...], cells: list[str], widths: list[int]
-) -> str:
-  padded = (
-    cell.ljust(width) if column.left else cell.rjust(width)
-    for column, cell, width in zip(columns, cells, widths, strict=True)
-  )
-  return '| ' + ' | '.join(padded) + ' |'

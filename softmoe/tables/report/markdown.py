@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from softmoe.tables import markdown
 from softmoe.tables.report.summary import Summary
 
 
@@ -15,7 +16,7 @@ def _blocks(summary: Summary) -> Iterable[str]:
   yield summary.status
   if summary.headlines:
     yield _bullets(map(str, summary.headlines))
-  yield _table(summary.table.titles, summary.table.rows)
+  yield markdown.table(summary.table.titles, summary.table.rows)
   yield INTERVALS
   if summary.equal:
     yield f'## At equal cost\n\n{_bullets(summary.equal)}'
@@ -29,20 +30,6 @@ def _blocks(summary: Summary) -> Iterable[str]:
 
 def _bullets(lines: Iterable[str]) -> str:
   return '\n'.join(f'- {line}' for line in lines)
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-  cells = [[c.replace('|', '\\|') for c in row] for row in [titles, *rows]]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-  lines = [_line(row, widths) for row in cells]
-  return '\n'.join([lines[0], f'| {" | ".join(rule)} |', *lines[1:]])
-
-
-def _line(row: list[str], widths: list[int]) -> str:
-  first, *rest = row
-  padded = [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
-  return f'| {" | ".join([first.ljust(widths[0]), *padded])} |'
 
 
 INTERVALS = (

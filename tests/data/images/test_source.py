@@ -58,7 +58,7 @@ def test_more_classes_than_the_config_has():
 def test_subset_passes_on_what_its_source_knows():
   images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
   whole = source_lib.ArraySource(images, np.arange(5), num_classes=9)
-  subset = source_lib.Subset(whole, range(2, 4))
+  subset = source_lib.Selection(whole, range(2, 4))
   assert (len(subset), subset.num_classes) == (2, 9)
   np.testing.assert_array_equal(subset.labels, [2, 3])
   assert [subset[i]['label'] for i in range(2)] == [2, 3]
@@ -66,6 +66,6 @@ def test_subset_passes_on_what_its_source_knows():
 
 
 def test_subset_of_a_source_that_knows_nothing():
-  subset = source_lib.Subset(_LazySource((4, 5, 6)), range(1, 3))
+  subset = source_lib.Selection(_LazySource((4, 5, 6)), range(1, 3))
   assert (subset.num_classes, subset.labels) == (None, None)
   assert subset[1]['label'] == 6

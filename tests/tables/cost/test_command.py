@@ -39,7 +39,7 @@ def test_json_and_markdown():
   assert done.returncode == 0, done.stderr
   printed = json.loads(done.stdout)
   assert list(printed['tables']) == ['1'] and len(printed['tables']['1']) == 8
-  assert {'jax', 'flax', 'softmoe', 'Python'} == set(printed['versions'])
+  assert {'jax', 'flax', 'softmoe', 'python'} == set(printed['versions'])
 
 
 @pytest.mark.parametrize('argument', ['--table=2', '--tabel=9', '9'])
