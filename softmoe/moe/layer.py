@@ -114,9 +114,10 @@ class MoE(nnx.Module):
         be added to the training loss as they are. They and the router's
         metrics are means over the groups that hold a token; so are those of a
         dense router, `dispatch_max` and `combine_max`, the largest weight in a
-        slot and in a token. The other metrics are per token: `executed`, the
-        experts that run, and `flops`, what they compute; of a sparse router
-        also those `wanted` and `granted`. No padding is in any of these, but
+        slot and in a token, and of a sparse one `used_experts`, the part of the
+        experts that keep a token of the group. The other metrics are per token:
+        `executed`, the experts that run, and `flops`, what they compute; of a
+        sparse router also those `wanted` and `granted`. No padding is in any of these, but
         slots and buffers run whether padding fills them or not: `executed` and
         `flops` are all that ran, for each token that is not padding.
         The loss `steer_NAME` of a `routing.Steered` parameter has the value 0,

@@ -4,6 +4,7 @@ python -m softmoe.tables TABLE ...
 """
 
 import importlib
+import signal
 import sys
 
 from softmoe.errors import UserError
@@ -28,4 +29,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it silently
   launch.guard(lambda: main(sys.argv[1:]))

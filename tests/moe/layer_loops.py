@@ -80,11 +80,12 @@ def through_experts(routed, x, dy, expert):
   """Returns y, counts, dx and the gradient of the gates."""
   gates, priority = np.asarray(routed.gates), np.asarray(routed.priority)
   y, dx, dgates = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(gates)
-  counts = {'wanted': 0, 'granted': 0}
+  counts = {'wanted': 0, 'granted': 0, 'used_experts': 0}
   for e in range(gates.shape[1]):
     queue = [t for t in range(len(x)) if priority[t, e] > -np.inf]
     queue.sort(key=lambda t: (-priority[t, e], t))
     counts['wanted'] += len(queue)
+    counts['used_experts'] += (len(queue) > 0) / gates.shape[1]
     for t in queue[: routed.capacity]:
       output, pull = expert(e, x[t])
       counts['granted'] += 1
@@ -113,7 +114,7 @@ def by_loops(name, shape, seed):
   y, dx = np.zeros_like(dy), np.zeros_like(x)
   dparams = jax.tree.map(np.zeros_like, params)
   keys = jax.random.split(key, len(x))
-  losses, counts, errors = {}, {'wanted': 0, 'granted': 0}, []
+  losses, counts, errors = {}, {}, []
   groups = groups_of(*x.shape[:2], size, across)
 
   def expert(e, x):
@@ -149,7 +150,8 @@ def by_loops(name, shape, seed):
       dx[at] += pull(dy[at], dparams['shared'])
   steer(module.router, dparams.get('router', {}), losses, errors)
   y, dx = (np.where(mask[..., None], v, 0) for v in (y, dx))
-  counts = {k: v / np.sum(mask) for k, v in counts.items()}
+  per = {'used_experts': len(groups)}
+  counts = {k: v / per.get(k, np.sum(mask)) for k, v in counts.items()}
   return y, {'losses': losses, 'counts': counts}, (dparams, dx)
 
 

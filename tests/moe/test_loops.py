@@ -62,7 +62,7 @@ def check_metrics(name, shape, metrics, counts, case):
   if name in DROPLESS | GROUPED:
     assert metrics['granted'] == metrics['wanted'] <= metrics['executed']
   if name not in SLOTS:
-    for count in ('wanted', 'granted'):
+    for count in ('wanted', 'granted', 'used_experts'):
       np.testing.assert_allclose(metrics[count], counts[count], rtol=1e-6)
   else:
     size = CASES[name].get('group_size', 1)

@@ -155,6 +155,17 @@ def test_one_command_a_run_is_printed(capsys, monkeypatch):
   assert '--runs=my runs' in words[0]
 
 
+def test_nobody_reads_what_is_printed(environment):
+  reader, writer = os.pipe()
+  os.close(reader)  # as `| head -0` does
+  command = [sys.executable, '-m', 'softmoe.tables', 'run', SUITE, '--print']
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE
+  )
+  os.close(writer)
+  assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b'')
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(call, tmp_path_factory):
   """Returns the folder of a suite that nothing stopped."""

@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
   Attributes:
     y: for every token, the combined outputs of its experts.
-    means: metrics of each group, means over its slots or tokens.
+    means: metrics of each group, means over its slots, tokens or experts.
     counts: metrics that are sums of (token, expert) pairs on this device.
   """
 
@@ -93,9 +93,11 @@ def run(
     expected = 'calls without `key`, or a router with slots or a capacity'
     raise UserError('experts', 'calls that take `key`', expected)
   y, executed = pairs.run(routed, x, experts, axis, implementation, mine)
-  wanted = _count(routed.wanted())
+  wanted = routed.wanted()
+  means = {'used_experts': jnp.mean(jnp.any(wanted, axis=1), axis=1)}
+  wanted = _count(wanted)
   counts = {'wanted': wanted, 'granted': wanted, 'executed': executed}
-  return Result(y, {}, counts)
+  return Result(y, means, counts)
 
 
 def grant(
@@ -159,6 +161,7 @@ def run_capacity(
 ) -> Result:
   """Runs experts on the tokens they keep, in buffers of fixed size."""
   kept = dispatch.keep(routed, capacity)
+  means = {'used_experts': jnp.mean(jnp.any(kept.filled, axis=2), axis=1)}
   counts = {
     'wanted': _count(routed.wanted()),
     'granted': _count(kept.filled),
@@ -173,7 +176,7 @@ def run_capacity(
   else:
     y = at_experts(dispatch.gather(x, kept))
     y = dispatch.scatter(y, kept, num_tokens)
-  return Result(y, {}, counts)
+  return Result(y, means, counts)
 
 
 def at_experts(
