@@ -47,8 +47,11 @@ class TransformerConfig:
   mlp_dim: int = 1536
   num_heads: int = 6
   qk_norm: bool = False
+  activation: str = 'gelu'  # of MLPs and experts; or 'relu', 'swiglu'
   attention: str = 'plain'  # or 'xla', 'cudnn', 'pallas': see `attention`
-  positions: str = 'none'  # 'rotary': in the attention of tokens to each other
+  # 'learned' of models of text; 'rotary': in the attention of tokens to each
+  # other. Patches of images have positions of their own.
+  positions: str = 'none'
   dropout: float = 0.0
   drop_path: float = 0.0  # rate of the last block; grows linearly with depth
   dtype: str = 'float32'  # of the computation
@@ -65,3 +68,15 @@ class ViTConfig(TransformerConfig):
   patch_size: tuple[int, int] = (16, 16)
   pool: str = 'gap'  # 'gap', 'token' or 'map'
   representation_size: int = 0  # width of the tanh pre-logits layer; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(TransformerConfig):
+  """A decoder-only transformer over a vocabulary."""
+
+  positions: str = 'learned'
+  vocab_size: int = 0  # 0: that of the tokenizer
+  tied: bool = True  # the head is the embedding
+  loss_chunk: int = 0  # tokens of a device whose logits exist at a time; 0: all
+  # Takes routers by which a token's output may depend on later tokens.
+  allow_noncausal: bool = False

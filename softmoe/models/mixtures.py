@@ -219,6 +219,7 @@ def make_mlp(
   return mlp.Mlp(
     config.width,
     mlp_dim,
+    activation=config.activation,
     dtype=jnp.dtype(config.dtype),
     param_dtype=jnp.dtype(config.param_dtype),
     rngs=rngs,

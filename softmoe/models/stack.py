@@ -22,10 +22,11 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import attention, blocks, mixtures
 from softmoe.models.config import TransformerConfig
+from softmoe.moe import mlp
 from softmoe.moe.execution import run as execution
 
 DTYPES = ('float32', 'bfloat16')
-POSITIONS = ('none', 'rotary')
+POSITIONS = ('none', 'learned', 'rotary')
 
 
 def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
@@ -253,6 +254,11 @@ def check(config: TransformerConfig) -> None:
       f'a divisor of the width, {config.width}',
     ),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
+    (
+      'activation',
+      config.activation in mlp.ACTIVATIONS,
+      f'one of {mlp.ACTIVATIONS}',
+    ),
     ('dropout', 0 <= config.dropout < 1, 'in [0, 1)'),
     ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
     ('dtype', config.dtype in DTYPES, floats),
@@ -261,8 +267,8 @@ def check(config: TransformerConfig) -> None:
     ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
   ):
     require(config, field, valid, expected)
-  even = config.positions == 'none' or config.width % (2 * heads) == 0
-  expected = f"'none' with heads of odd width, {config.width // heads}"
+  even = config.positions != 'rotary' or config.width % (2 * heads) == 0
+  expected = f"not 'rotary' with heads of odd width, {config.width // heads}"
   require(config, 'positions', even, expected)
   attention.choose(config.attention, sharding.platform())
   if moe.blocks:

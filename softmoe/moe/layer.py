@@ -4,6 +4,7 @@ Axes: `*b` any leading axes, `b` examples, `m` tokens, `d` width.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,7 @@ class MoE(nnx.Module):
       x: tokens; the leading axes hold the examples.
       mask: False where a token is padding: it reaches no expert and gets zero.
       key: for noise in routing and experts; None at evaluation.
-      token_ids: for a router that looks at the vocabulary.
+      token_ids: for a router whose call takes them; others never see them.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
@@ -117,9 +118,10 @@ class MoE(nnx.Module):
         slot and in a token, and of a sparse one `used_experts`, the part of the
         experts that keep a token of the group. The other metrics are per token:
         `executed`, the experts that run, and `flops`, what they compute; of a
-        sparse router also those `wanted` and `granted`. No padding is in any of these, but
-        slots and buffers run whether padding fills them or not: `executed` and
-        `flops` are all that ran, for each token that is not padding.
+        sparse router also those `wanted` and `granted`. No padding is in any of
+        these, but slots and buffers run whether padding fills them or not:
+        `executed` and `flops` are all that ran, for each token that is not
+        padding.
         The loss `steer_NAME` of a `routing.Steered` parameter has the value 0,
         and the statistic of its rule as the gradient; see `optim.steered`.
         Weights, without gradient, are for the mean over several calls, as in
@@ -161,7 +163,7 @@ class MoE(nnx.Module):
       x: tokens; the leading axes hold the examples.
       mask: False where a token is padding.
       key: for routing noise; None at evaluation.
-      token_ids: for a router that looks at the vocabulary.
+      token_ids: for a router whose call takes them; others never see them.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
@@ -180,6 +182,8 @@ class MoE(nnx.Module):
 
   def _tokens(self, x, mask, token_ids, key) -> local.Tokens:
     flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
+    call = inspect.signature(self.router.__call__)
+    token_ids = token_ids if 'token_ids' in call.parameters else None
     tokens = sharding.flatten(x, 2)
     keys = None if key is None else jax.random.split(key, len(tokens))
     return local.Tokens(tokens, flat(mask, 1), flat(token_ids, 1), keys)

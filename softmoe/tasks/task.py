@@ -7,7 +7,7 @@ costs, `plan`, tables) works on any task. `config.task` names it: one of
 """
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,22 +26,6 @@ Rows = Integer[np.ndarray, ' n']
 Evaluator = Callable[[Params, str], dict[str, float]]
 
 
-class Loss(NamedTuple):
-  """What a model makes of a batch: sums, so that parts of a batch add up.
-
-  Attributes:
-    sum: of the loss over whatever it is a mean of: examples, tokens.
-    weight: how many of these there are, padding aside.
-    metrics: sums over the same.
-    aux: what MoE layers return beside their output, with weights of their own.
-  """
-
-  sum: Float[Array, '']
-  weight: Float[Array, '']
-  metrics: dict[str, Array] = {}
-  aux: dict[str, dict[str, Array]] = {}
-
-
 class Mean(NamedTuple):
   """A mean that is not divided yet.
 
@@ -56,6 +40,22 @@ class Mean(NamedTuple):
   def value(self) -> Float[Array, '']:
     """Returns the mean."""
     return self.total / nonzero(self.weight)
+
+
+class Loss(NamedTuple):
+  """What a model makes of a batch: sums, so that parts of a batch add up.
+
+  Attributes:
+    sum: of the loss over whatever it is a mean of: examples, tokens.
+    weight: how many of these there are, padding aside.
+    metrics: sums over the same; or a `Mean`, over something else.
+    aux: what MoE layers return beside their output, with weights of their own.
+  """
+
+  sum: Float[Array, '']
+  weight: Float[Array, '']
+  metrics: Mapping[str, Array | Mean] = {}
+  aux: dict[str, dict[str, Array]] = {}
 
 
 class Task(abc.ABC):
@@ -218,7 +218,10 @@ def losses(loss: Loss) -> dict[str, Mean]:
 
 def metrics(loss: Loss) -> dict[str, Mean]:
   """Returns the metrics, those of MoE layers as `moe/NAME`."""
-  own = {name: Mean(v, loss.weight) for name, v in loss.metrics.items()}
+  own = {
+    name: value if isinstance(value, Mean) else Mean(value, loss.weight)
+    for name, value in loss.metrics.items()
+  }
   return own | _weighted(loss, loss.aux.get('metrics', {}))
 
 
