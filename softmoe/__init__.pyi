@@ -14,6 +14,7 @@ from softmoe.moe.routers.mixture_of_tokens import (
   MixtureOfTokens as MixtureOfTokens,
 )
 from softmoe.moe.routers.relu import ReLURouter as ReLURouter
+from softmoe.moe.routers.segment_soft import SegmentSoft as SegmentSoft
 from softmoe.moe.routers.soft import IdentityRouter as IdentityRouter
 from softmoe.moe.routers.soft import SoftRouter as SoftRouter
 from softmoe.moe.routers.threshold import Threshold as Threshold

@@ -291,6 +291,14 @@ def batch_spec() -> jax.P:
   return P(jax.sharding.get_abstract_mesh().axis_names)
 
 
+def split_examples(x: jax.Array) -> jax.Array:
+  """Returns x split as a batch is, or whole where it does not fill the mesh."""
+  if not is_explicit('data'):
+    return x
+  fills = len(x) % jax.sharding.get_abstract_mesh().size == 0
+  return jax.reshard(x, batch_spec() if fills else P())
+
+
 def split_batch(x: jax.Array, parts: int) -> jax.Array:
   """Reshapes (b, ...) to (parts, b / parts, ...) without moving a row.
 

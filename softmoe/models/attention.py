@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 def init_cache(
   config: config_lib.TransformerConfig, batch: int, length: int
 ) -> Cache:
-  """Returns an empty cache, split by examples as a batch is.
+  """Returns an empty cache; see `sharding.split_examples`.
 
   Args:
     config: of the attention.
@@ -47,9 +47,7 @@ def init_cache(
   """
   heads = config.num_heads
   shape = (batch, heads, length, config.width // heads)
-  zeros = jnp.zeros(shape, config.dtype)
-  if sharding.is_explicit('data'):
-    zeros = jax.reshard(zeros, sharding.batch_spec())
+  zeros = sharding.split_examples(jnp.zeros(shape, config.dtype))
   return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
 

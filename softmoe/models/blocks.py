@@ -5,7 +5,7 @@ Axes: `b` examples, `n` tokens, `d` width.
 Randomness comes in as a key; no key means evaluation, without dropout.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from softmoe import sharding
 from softmoe.models import attention, mixtures, norms
 from softmoe.models import config as config_lib
-from softmoe.moe import layer
+from softmoe.moe import layer, pieces
 
 Key = PRNGKeyArray | None
 
@@ -38,6 +38,29 @@ def dropout(
     return x
   keep = jax.random.bernoulli(key, 1 - rate, shape)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Cache(NamedTuple):
+  """What a block needs of the tokens so far.
+
+  Attributes:
+    attention: their keys and values.
+    moe: of the MoE layer; None where it needs none, and for an MLP.
+  """
+
+  attention: attention.Cache
+  moe: pieces.Cache | None = None
+
+
+def init_cache(
+  config: config_lib.TransformerConfig, batch: int, length: int, *, moe: bool
+) -> Cache:
+  """Returns an empty cache for a block; see `attention.init_cache`."""
+  own = attention.init_cache(config, batch, length)
+  if not moe:
+    return Cache(own)
+  mixture = jax.eval_shape(lambda: mixtures.make_moe(config, nnx.Rngs(0)))
+  return Cache(own, mixture.init_cache(batch, jnp.dtype(config.dtype)))
 
 
 class Block(nnx.Module):
@@ -63,7 +86,7 @@ class Block(nnx.Module):
     x: Float[Array, 'b n d'],
     drop_path: Float[Array, ''] | float | None = None,
     key: Key = None,
-    cache: attention.Cache | None = None,
+    cache: Cache | None = None,
     *,
     mask: Bool[Array, 'b n'] | None = None,
     token_ids: Int[Array, 'b n'] | None = None,
@@ -72,7 +95,7 @@ class Block(nnx.Module):
     causal: bool = False,
     segments: Int[Array, '#b n'] | None = None,
     positions: Int[Array, '#b n'] | None = None,
-  ) -> tuple[Float[Array, 'b n d'], dict[str, Any], attention.Cache | None]:
+  ) -> tuple[Float[Array, 'b n d'], dict[str, Any], Cache | None]:
     """Returns the tokens, the MoE layer's `aux` (empty for an MLP), the cache.
 
     Args:
@@ -86,25 +109,33 @@ class Block(nnx.Module):
       attention_mask: False where a token must not be read; this and the rest
         are as in `attention.Attention`.
       causal: no token reads a later one.
-      segments: documents, by number.
+      segments: documents, by number; also for the MoE layer.
       positions: of the tokens.
     """
     keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-    y, cache = sharding.gather(self.attention, self.dtype)(
+    y, own = sharding.gather(self.attention, self.dtype)(
       self.attention_norm(x),
       mask=attention_mask,
       causal=causal,
       segments=segments,
       positions=positions,
-      cache=cache,
+      cache=None if cache is None else cache.attention,
     )
     x = x + self._drop(y, drop_path, keys[0], keys[1])
     y, aux = self.mlp_norm(x), {}
     if isinstance(self.mlp, layer.MoE):
-      options = router_options or {}
-      y, aux = self.mlp(y, mask, key=keys[4], token_ids=token_ids, **options)
+      y, aux = self.mlp(
+        y,
+        mask,
+        key=keys[4],
+        token_ids=token_ids,
+        segments=_for_each(segments, y),
+        cache=None if cache is None else cache.moe,
+        **router_options or {},
+      )
     else:
       y = sharding.gather(self.mlp, self.dtype)(y)
+    cache = None if own is None else Cache(own, aux.pop('cache', None))
     return x + self._drop(y, drop_path, keys[2], keys[3]), aux, cache
 
   def _drop(self, y, drop_path, dropout_key, path_key):
@@ -113,3 +144,9 @@ class Block(nnx.Module):
     if drop_path is not None:
       y = dropout(y, drop_path, path_key, (y.shape[0], 1, 1))
     return y
+
+
+def _for_each(
+  segments: Int[Array, '#b n'] | None, x: Float[Array, 'b n d']
+) -> Int[Array, 'b n'] | None:
+  return None if segments is None else jnp.broadcast_to(segments, x.shape[:2])

@@ -23,6 +23,7 @@ class MoEConfig:
   exchange_chunks: int = 1  # parts in which slots travel; not for dropless
   slots_per_expert: int = 1  # soft routers
   scale_init: float = 1.0  # soft routers: start of the logits' scale
+  segment: int = 64  # tokens whose slots the next as many read: 'segment_soft'
   k: int = 1  # experts of a token
   capacity_factor: float = 0.0  # 0: nothing is dropped
   eval_capacity_factor: float = 0.0  # 0: as in training

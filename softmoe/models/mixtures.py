@@ -19,6 +19,7 @@ from softmoe.moe.routers import (
   hashing,
   mixture_of_tokens,
   relu,
+  segment_soft,
   soft,
   threshold,
   tokens_choice,
@@ -94,6 +95,9 @@ ROUTERS = {
     optional=('capacity_factor',),
   ),
   'relu': Entry(relu.ReLURouter, ('k',)),
+  'segment_soft': Entry(
+    segment_soft.SegmentSoft, ('segment', 'slots_per_expert', 'scale_init')
+  ),
 }
 OPTIONS = 'config.model.moe.router_options'
 NAMED = (

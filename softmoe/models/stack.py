@@ -59,13 +59,17 @@ def make_blocks(config: TransformerConfig, rngs: nnx.Rngs) -> list[Any]:
 
 def init_caches(
   config: TransformerConfig, batch: int, length: int
-) -> list[attention.Cache]:
+) -> list[blocks.Cache]:
   """Returns an empty cache for each entry; see `attention.init_cache`."""
-  one = attention.init_cache(config, batch, length)
+  make = lambda moe: blocks.init_cache(config, batch, length, moe=moe)
+  one = {moe: make(moe) for moe, _ in runs(config)}
   if not config.scan:
-    return [one] * config.depth
-  many = lambda size: jax.tree.map(lambda v: jnp.stack([v] * size), one)
-  return [many(size) for _, size in runs(config)]
+    return [one[moe] for moe, _ in runs(config)]
+  many = lambda v, size: jnp.stack([v] * size)
+  return [
+    jax.tree.map(lambda v, size=size: many(v, size), one[moe])
+    for moe, size in runs(config)
+  ]
 
 
 def apply_blocks(
@@ -74,9 +78,9 @@ def apply_blocks(
   x: Float[Array, 'b n d'],
   key: blocks.Key = None,
   *,
-  caches: list[attention.Cache] | None = None,
+  caches: list[blocks.Cache] | None = None,
   **shared: Any,
-) -> tuple[Float[Array, 'b n d'], dict[str, Any], list[attention.Cache] | None]:
+) -> tuple[Float[Array, 'b n d'], dict[str, Any], list[blocks.Cache] | None]:
   """Runs the blocks in order, a run of stacked ones by one `scan`.
 
   Args:

@@ -173,7 +173,7 @@ def test_caches_go_on_token_by_token(config):
     y, _, caches = step(x[:, i : i + 1], ids[:, i : i + 1], caches)
     outputs.append(y)
   assert len(caches) == len(entries)
-  assert all(np.all(cache.length == 5) for cache in caches)
+  assert all(np.all(cache.attention.length == 5) for cache in caches)
   np.testing.assert_allclose(
     jnp.concatenate(outputs, axis=1), expected, rtol=1e-5, atol=1e-5
   )
