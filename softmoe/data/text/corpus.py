@@ -11,7 +11,8 @@ from jaxtyping import Int64, UInt
 from softmoe.data.text import documents as documents_lib
 from softmoe.data.text.tokenizers import tokenizer as tokenizer_lib
 
-Tokens = UInt[np.ndarray, ' t']
+# The underscore allows one function to take one size and return another.
+Tokens = UInt[np.ndarray, ' _t']
 
 _DOCUMENTS = 256  # that are encoded at once
 _CHUNK = 2**24  # tokens that are looked at at once

@@ -52,5 +52,7 @@ def _key(name: str, features: Any) -> str:
     return 'text'
   if len(found) == 1:
     return found[0]
-  expected = f"a data set with one feature of text, or 'text', not {found}"
+  expected = (
+    f"a data set with one feature of text, or 'text', not {sorted(found)}"
+  )
   raise tfds_lib.wrong(name, expected)

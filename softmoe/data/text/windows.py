@@ -100,10 +100,12 @@ class Windows:
       raise documents.wrong(f'token {largest}', expected)
 
   def _padded(self, **arrays: np.ndarray) -> Example:
-    return {
-      name: np.pad(array, (0, self.length - len(array)))
-      for name, array in arrays.items()
-    }
+    return {name: self._pad(array) for name, array in arrays.items()}
+
+  def _pad(self, array: np.ndarray) -> np.ndarray:
+    padded = np.zeros(self.length, array.dtype)  # np.pad takes 20 times as long
+    padded[: len(array)] = array
+    return padded
 
 
 def _since(begins: Bool[np.ndarray, ' l']) -> np.ndarray:

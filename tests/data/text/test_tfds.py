@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from softmoe.data.text import sources
@@ -20,7 +21,7 @@ class TinyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self):
     keys = self.KEYS[self.builder_config.name]
     features = {key: tfds.features.Text() for key in keys}
-    features['number'] = tfds.features.Scalar(dtype='int32')
+    features['number'] = tfds.features.Scalar(dtype=np.int32)
     return tfds.core.DatasetInfo(
       builder=self, features=tfds.features.FeaturesDict(features)
     )

@@ -18,7 +18,7 @@ ODD = (
   '<eos> <2en> <unk> <s> <0x0A> <|endoftext|>',
 )
 _TRAIN = {'bpe': (bpe.train, 300), 'sentencepiece': (sentencepiece.train, 310)}
-_TEXTS = (
+TEXTS = (
   'def f(x):\n  return x + 1\n',
   'the quick brown fox jumps over the lazy dog. ' * 3,
   'an expert is a copy of one module, and a router says which tokens go there',
@@ -31,7 +31,7 @@ _TEXTS = (
 def content(kind):
   """Returns the content of a file."""
   function, size = _TRAIN[kind]
-  return function(iter(_TEXTS * 20), size, ['<2en>', '<2de>'])
+  return function(iter(TEXTS * 20), size, ['<2en>', '<2de>'])
 
 
 def name(kind, folder: pathlib.Path):

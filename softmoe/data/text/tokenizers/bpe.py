@@ -72,7 +72,7 @@ def train(
     UserError: there is too little text for so many tokens, or there are too few
       for the bytes; the package is missing.
   """
-  package = tokenizer.library('tokenizers')
+  package = _package()
   level = package.pre_tokenizers.ByteLevel
   least = len(level.alphabet()) + 1 + len(special)
   if vocab_size < least:
@@ -94,8 +94,14 @@ def train(
   return made.to_str(pretty=True).encode('utf-8')
 
 
+def _package() -> Any:
+  with tokenizer.optional():
+    import tokenizers
+  return tokenizers
+
+
 def _parse(name: str, content: bytes) -> Any:
-  package = tokenizer.library('tokenizers')
+  package = _package()
   expected = 'a tokenizer.json of byte-level BPE'
   try:
     made = package.Tokenizer.from_buffer(content)

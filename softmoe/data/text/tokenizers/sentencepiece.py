@@ -68,7 +68,7 @@ def train(
     UserError: there is too little text for so many tokens, or there are too few
       for the bytes; the package is missing.
   """
-  package = tokenizer.library('sentencepiece')
+  package = _package()
   out = io.BytesIO()
   lines = (line for text in texts for line in text.split('\n') if line)
   try:
@@ -99,8 +99,14 @@ def train(
   return out.getvalue()
 
 
+def _package() -> Any:
+  with tokenizer.optional():
+    import sentencepiece
+  return sentencepiece
+
+
 def _parse(name: str, content: bytes) -> Any:
-  package = tokenizer.library('sentencepiece')
+  package = _package()
   expected = 'a SentencePiece model with an EOS'
   try:
     model = package.SentencePieceProcessor()

@@ -1,10 +1,9 @@
 """What a tokenizer is."""
 
 import abc
+import contextlib
 import hashlib
-import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int32, Integer
@@ -69,17 +68,18 @@ class Tokenizer(abc.ABC):
     """
 
 
-def library(name: str) -> Any:
-  """Returns the module `name`, which is an optional dependency.
+@contextlib.contextmanager
+def optional() -> Iterator[None]:
+  """Tells what to install where an import inside it finds no package.
 
   Raises:
-    UserError: it is not installed.
+    UserError: the package is not installed.
   """
   try:
-    return importlib.import_module(name)
+    yield
   except ImportError as error:
     expected = "an install with it: pip install 'softmoe[text]'"
-    raise UserError(f'package {name}', 'none', expected) from error
+    raise UserError(f'package {error.name}', None, expected) from error
 
 
 def wrong_content(name: str, expected: str) -> UserError:
