@@ -155,7 +155,7 @@ def decode(params, x, mask, segments, sizes, cache):
   """Returns outputs of calls with so many tokens each, and the last aux."""
   run, outputs, start, aux = compiled(), [], 0, {}
   for size in sizes:
-    part = lambda v, end=start + size: v[:, start:end]
+    part = lambda v, at=slice(start, start + size): v[:, at]
     y, aux = run(
       params, part(x), part(mask), segments=part(segments), cache=cache
     )
