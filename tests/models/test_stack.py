@@ -190,14 +190,15 @@ CAUSAL = {
 }
 
 
-@pytest.mark.parametrize('router', CAUSAL)
-@pytest.mark.parametrize('scan', [False, True], ids=['plain', 'scan'])
+@pytest.mark.parametrize(
+  ('router', 'scan'),
+  [*((router, False) for router in CAUSAL), ('segment_soft', True)],
+)
 def test_caches_of_every_causal_router_after_a_prompt(router, scan):
-  """Of a stack whose second and third blocks are MoE."""
   moe = model_config.MoEConfig(
-    router=router, blocks=(1, 2), num_experts=4, **CAUSAL[router]
+    router=router, blocks=(0, 1)[not scan :], num_experts=4, **CAUSAL[router]
   )
-  config = dataclasses.replace(CONFIG, scan=scan, moe=moe)
+  config = dataclasses.replace(CONFIG, depth=2, scan=scan, moe=moe)
   entries, x = make(config), draw_tokens()
   # Only a router that looks at them takes ids.
   named = lambda ids: {'token_ids': ids} if router == 'hash' else {}
