@@ -175,6 +175,13 @@ def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   return y if x.ndim == 3 else jnp.reshape(y, shape, out_sharding=P(*spec))
 
 
+def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
+  """Returns x where `other` is."""
+  if not is_explicit('expert'):
+    return x
+  return jax.reshard(x, jax.typeof(other).sharding.spec)
+
+
 def gather(module: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
   """Returns a module whose weights are whole along `fsdp`, ready to compute.
 

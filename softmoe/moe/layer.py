@@ -115,8 +115,8 @@ class MoE(nnx.Module):
       token_ids: for a router whose call takes them; others never see them.
       segments: documents by number, which a router that hands outputs on keeps
         apart; None: one. Others have no use for them.
-      cache: of the tokens before x, from `init_cache` or the last call; None:
-        there are none. The leading axes are then one.
+      cache: of the tokens before x, from `init_cache` or the last call, with as
+        many examples; None: there are none.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
@@ -153,10 +153,11 @@ class MoE(nnx.Module):
       exchange_chunks=self.exchange_chunks,
     )
     experts = jax.tree.map(sharding.by_expert, self.experts)
-    (y, cache), aux = self._run(apply, tokens, options, experts, self.shared)
+    (y, grown), aux = self._run(apply, tokens, options, experts, self.shared)
     steer = totals.steering(self.router, aux.pop('steer'))
     aux['losses'] |= steer
-    aux |= {} if cache is None else {'cache': cache}
+    if cache is not None:
+      aux['cache'] = jax.tree.map(sharding.place_like, grown, cache)
     return sharding.unflatten(y, x), aux
 
   def route(
@@ -200,7 +201,7 @@ class MoE(nnx.Module):
     """Returns a cache for examples that have no tokens yet.
 
     It is split as a batch is that fills the mesh, and whole where this one does
-    not. The layer returns it split as the tokens are.
+    not; the layer returns it split as it got it.
 
     Args:
       batch: number of examples.
@@ -229,6 +230,9 @@ class MoE(nnx.Module):
     flat_x = sharding.flatten(x, 2)
     keys = None if key is None else jax.random.split(key, len(flat_x))
     tokens = local.Tokens(flat_x, flat(mask, 1), flat(token_ids, 1), keys)
+    if cache is not None and len(cache.length) != len(flat_x):
+      expected = f'{len(flat_x)}, as many as x has'
+      raise UserError('cache', f'{len(cache.length)} examples', expected)
     if _piece(self.router):
       return tokens._replace(segments=flat(segments, 1), cache=cache)
     if cache is not None:

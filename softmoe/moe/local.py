@@ -166,7 +166,8 @@ def _grow(
   if cut is None or last is None:
     return None
   *rest, outputs = cut.grown(last)
-  return pieces.Cache(*map(part.merge, rest), part.merge_output(outputs, None))
+  outputs = part.merge_output(outputs, None)
+  return pieces.Cache(*map(part.merge, rest), outputs=outputs)
 
 
 def _route(

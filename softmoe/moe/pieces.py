@@ -119,18 +119,15 @@ class Cut(NamedTuple):
     v = v.reshape(len(self.x), -1, *v.shape[2:])
     return jax.lax.dynamic_slice_in_dim(v, self.start, self.num_new, 1)
 
-  def limit(self, routed: routing.Slots) -> routing.Slots:
+  def limit(self, routed: routing.Slots | routing.Assignment) -> routing.Slots:
     """Returns the routing of each piece, without what it must not read.
 
     Raises:
       UserError: the router gives no slots.
     """
     if not isinstance(routed, routing.Slots):
-      given, expected = (
-        type(routed).__name__,
-        'Slots of a router with `segment`',
-      )
-      raise UserError('router', given, expected)
+      expected = 'Slots of a router with `segment`'
+      raise UserError('router', type(routed).__name__, expected)
     reads = self.by_piece(self.reads())[..., None, None]
     return routed._replace(combine=jnp.where(reads, routed.combine, 0))
 

@@ -217,7 +217,8 @@ class Router(Protocol):
   such as a threshold. Returns `(Slots | Assignment, Aux)`.
 
   The attributes `across_examples` with `group_size`, and `segment` with `width`
-  and `slots_per_expert`, are read where they are there; see `MoE`.
+  and `slots_per_expert`, are read where they are there; see `MoE`. One with
+  `segment` gets no token ids.
   """
 
   num_experts: int

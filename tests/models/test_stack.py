@@ -179,6 +179,45 @@ def test_caches_go_on_token_by_token(config):
   )
 
 
+CAUSAL = {
+  'threshold': {},
+  'tokens_choice': dict(k=2),
+  'bias_balanced': dict(k=2),
+  'relu': dict(k=2),
+  'hash': dict(router_options=(('vocab_size', 20),)),
+  'mixture_of_tokens': dict(group_size=4),
+  'segment_soft': dict(segment=2, slots_per_expert=2, shared_dim=8),
+}
+
+
+@pytest.mark.parametrize(
+  ('router', 'scan'),
+  [*((router, False) for router in CAUSAL), ('segment_soft', True)],
+)
+def test_caches_of_every_causal_router_after_a_prompt(router, scan):
+  moe = model_config.MoEConfig(
+    router=router, blocks=(0, 1)[not scan :], num_experts=4, **CAUSAL[router]
+  )
+  config = dataclasses.replace(CONFIG, depth=2, scan=scan, moe=moe)
+  entries, x = make(config), draw_tokens()
+  # Only a router that looks at them takes ids.
+  named = lambda ids: {'token_ids': ids} if router == 'hash' else {}
+  run = jax.jit(
+    lambda x, ids, caches: stack.apply_blocks(
+      entries, config, x, caches=caches, causal=True, **named(ids)
+    )
+  )
+  ids = jnp.arange(20).reshape(4, 5)
+  expected, _, _ = run(x, ids, None)
+  caches, outputs = stack.init_caches(config, 4, 7), []
+  for tokens in (np.s_[:, :3], np.s_[:, 3:4], np.s_[:, 4:]):
+    y, _, caches = run(x[tokens], ids[tokens], caches)
+    outputs.append(y)
+  np.testing.assert_allclose(
+    jnp.concatenate(outputs, axis=1), expected, rtol=1e-5, atol=1e-5
+  )
+
+
 def test_a_changed_threshold_reaches_the_router_and_compiles_once():
   moe = model_config.MoEConfig(router='threshold', blocks=(0, 1), num_experts=4)
   config = vit.ViTConfig(

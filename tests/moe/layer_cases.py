@@ -40,6 +40,9 @@ CASES = {
   'bias_balanced': BIAS_BALANCED | dict(capacity_factor=0.8),
   'bias_balanced dropless': BIAS_BALANCED | dict(shared_dim=4),
   'relu': dict(router='relu', k=2, group_size=2),
+  'segment_soft': dict(
+    router='segment_soft', segment=2, slots_per_expert=2, shared_dim=4
+  ),
   'hash': dict(router='hash'),
   # As accelerators do it.
   'tokens_choice grouped': TOP_2 | dict(group_size=2),

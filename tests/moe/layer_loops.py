@@ -13,6 +13,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import routing
+from tests.moe import piece_loops
 from tests.moe.layer_cases import CASES, QUICK, draw, make
 
 
@@ -106,7 +107,13 @@ def groups_of(b, m, size, across):
 @functools.cache
 def by_loops(name, shape, seed):
   """Returns what `run` returns, and the layer's counts of pairs."""
-  params, x, mask, ids, key, dy = draw(name, shape, seed)
+  case = draw(name, shape, seed)
+  return by_loops_of(name, shape, case, np.zeros(case[2].shape, np.int32))
+
+
+def by_loops_of(name, shape, case, segments):
+  """Returns the same of a case whose tokens are of several documents."""
+  params, x, mask, ids, key, dy = case
   module, route = make(name, shape), router_of(name, shape)
   across = getattr(module.router, 'across_examples', False)
   size = CASES[name].get('group_size', 1)
@@ -122,8 +129,20 @@ def by_loops(name, shape, seed):
     y, pull = mlp_in_numpy(take(params), x)
     return y, lambda dy: pull(dy, take(dparams))
 
+  def one_piece(x, writes, weights):
+    share = np.float32(0)
+    return route(params['router'], x, writes, None, None, weights, share)
+
   for group in groups:
     at = tuple(np.array(group).T)
+    if hasattr(module.router, 'segment'):
+      piece = module.router.segment
+      of_example = x[at], mask[at], segments[at], dy[at]
+      y[at], dx[at], gradients = piece_loops.run_example(
+        one_piece, *of_example, piece, expert
+      )
+      dparams['router'] = functools.reduce(add, gradients, dparams['router'])
+      continue
     routed_by = (
       params.get('router', {}),
       x[at],

@@ -81,7 +81,7 @@ def run(
       that are dropless take keys.
   """
   mine: Mine = functools.partial(_mine, axis) if whole else _all
-  part_axis, axis = axis, None if whole else axis
+  copied, axis = (axis, None) if whole else (None, axis)
   if keys is not None:
     keys = mine(_keys(keys, routed), 0) if experts.take_key else None
   at = functools.partial(
@@ -89,9 +89,9 @@ def run(
   )
   if isinstance(routed, routing.Slots):
     result = run_slots(routed, x, at, mask, mine, relay)
-    if not whole or result.last is None:
+    if copied is None or result.last is None:
       return result
-    return result._replace(last=_among_all(part_axis, result.last, 1))
+    return result._replace(last=_among_all(copied, result.last, 1))
   if routed.capacity is not None:
     return run_capacity(routed, routed.capacity, x, at, mine)
   if exchange_chunks != 1:
@@ -131,7 +131,7 @@ def _mine(axis: str | None, x: Array, along: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(x, start, size, along)
 
 
-def _among_all(axis: str | None, x: Array, along: int) -> Array:
+def _among_all(axis: str, x: Array, along: int) -> Array:
   """Returns what `_mine` takes x from, with 0 for what others have."""
   size, devices = x.shape[along], jax.lax.axis_size(axis)
   shape = (*x.shape[:along], devices * size, *x.shape[along + 1 :])
