@@ -230,13 +230,13 @@ class MoE(nnx.Module):
     flat_x = sharding.flatten(x, 2)
     keys = None if key is None else jax.random.split(key, len(flat_x))
     tokens = local.Tokens(flat_x, flat(mask, 1), flat(token_ids, 1), keys)
+    if cache is not None and not _piece(self.router):
+      raise UserError('cache', 'one', 'None, since the router needs none')
     if cache is not None and len(cache.length) != len(flat_x):
       expected = f'{len(flat_x)}, as many as x has'
       raise UserError('cache', f'{len(cache.length)} examples', expected)
     if _piece(self.router):
       return tokens._replace(segments=flat(segments, 1), cache=cache)
-    if cache is not None:
-      raise UserError('cache', 'one', 'None, since the router needs none')
     return tokens
 
   def _grouping(self, tokens: local.Tokens) -> dict[str, Any]:

@@ -196,7 +196,10 @@ CAUSAL = {
 )
 def test_caches_of_every_causal_router_after_a_prompt(router, scan):
   moe = model_config.MoEConfig(
-    router=router, blocks=(0, 1)[not scan :], num_experts=4, **CAUSAL[router]
+    router=router,
+    blocks=(0, 1) if scan else (1,),
+    num_experts=4,
+    **CAUSAL[router],
   )
   config = dataclasses.replace(CONFIG, depth=2, scan=scan, moe=moe)
   entries, x = make(config), draw_tokens()

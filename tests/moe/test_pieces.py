@@ -9,7 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import experts, layer, mlp, routing
-from softmoe.moe.routers import segment_soft
+from softmoe.moe.routers import segment_soft, soft
 from tests.moe import layer_cases, layer_loops
 from tests.moe.layer_cases import QUICK
 
@@ -88,18 +88,19 @@ def test_documents_equal_loops_forward_and_gradient(mesh, sizes):
 
 
 def test_a_piece_that_is_repeated_gets_what_soft_moe_gives_it():
-  rngs = nnx.Rngs(0)
+  def run(piece):
+    rngs = nnx.Rngs(0)
+    sizes = dict(num_experts=4, slots_per_expert=2, scale_init=5.0)
+    plain = layer.SoftMoE(6, mlp_dim=8, rngs=rngs, **sizes)
+    router = segment_soft.SegmentSoft(6, segment=5, rngs=rngs, **sizes)
+    router.phi, router.scale = plain.router.phi, plain.router.scale
+    ours = layer.MoE(router, plain.experts)
+    return plain(piece)[0], ours(jnp.concatenate([piece, piece], axis=1))[0]
+
   piece = jax.random.normal(jax.random.key(1), (3, 5, 6))
-  soft = layer.SoftMoE(
-    6, num_experts=4, slots_per_expert=2, scale_init=5.0, mlp_dim=8, rngs=rngs
-  )
-  router = segment_soft.SegmentSoft(6, 4, 2, segment=5, rngs=rngs)
-  router.phi, router.scale = soft.router.phi, soft.router.scale
-  ours = layer.MoE(router, soft.experts)
-  run = jax.jit(lambda layer, x: layer(x)[0], compiler_options=QUICK)
-  y = run(ours, jnp.concatenate([piece, piece], axis=1))
+  expected, y = jax.jit(run, compiler_options=QUICK)(piece)
   np.testing.assert_array_equal(y[:, :5], 0)
-  np.testing.assert_allclose(y[:, 5:], run(soft, piece), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(y[:, 5:], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('documents', [False, True])
@@ -229,27 +230,34 @@ class Sparse(nnx.Module):
     return routing.Assignment(gates, gates), routing.Aux()
 
 
-def make(router, **options):
-  rngs = nnx.Rngs(0)
-  return layer.MoE(
-    router,
-    experts.Experts(lambda rngs: mlp.Mlp(6, 8, rngs=rngs), 4, rngs=rngs),
-    **options,
+def make(create, **options):
+  """Returns a layer whose parameters are shapes without numbers."""
+  expert = lambda rngs: mlp.Mlp(6, 8, rngs=rngs)
+  return nnx.eval_shape(
+    lambda: layer.MoE(
+      create(), experts.Experts(expert, 4, rngs=nnx.Rngs(0)), **options
+    )
   )
 
 
+def call(module, **options):
+  x = jax.ShapeDtypeStruct((2, 3, 6), jnp.float32)
+  jax.eval_shape(lambda module, x: module(x, **options), module, x)
+
+
 def test_bad_input_is_told():
-  router = segment_soft.SegmentSoft(6, 4, segment=2, rngs=nnx.Rngs(0))
-  x = jnp.ones((2, 3, 6))
+  ours = lambda size=2: segment_soft.SegmentSoft(
+    6, 4, segment=size, rngs=nnx.Rngs(0)
+  )
   with pytest.raises(ValueError, match='segment: got 0; at least 1'):
-    segment_soft.SegmentSoft(6, 4, segment=0, rngs=nnx.Rngs(0))
+    make(lambda: ours(0))
   with pytest.raises(ValueError, match='group_size: got 2; 1, since'):
-    make(router, group_size=2)
+    make(ours, group_size=2)
   with pytest.raises(ValueError, match="router: got 'Assignment'; Slots of"):
-    make(Sparse())(x)
-  soft = layer.SoftMoE(6, num_experts=4, rngs=nnx.Rngs(0))
-  assert soft.init_cache(2) is None
+    call(make(Sparse))
+  module = make(lambda: soft.SoftRouter(6, 4, rngs=nnx.Rngs(0)))
+  assert module.init_cache(2) is None
   with pytest.raises(ValueError, match="cache: got 'one'; None, since"):
-    soft(x, cache=make(router).init_cache(2))
+    call(module, cache=make(ours).init_cache(2))
   with pytest.raises(ValueError, match="cache: got '3 examples'; 2, as many"):
-    make(router)(x, cache=make(router).init_cache(3))
+    call(make(ours), cache=make(ours).init_cache(3))
