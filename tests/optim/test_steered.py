@@ -120,7 +120,7 @@ def test_a_plain_loop_evens_the_load_at_once(make_router):
   _, history = train(make(make_router()), 6, m=256)
   share = [float(metrics['receive_max']) for metrics in history]
   wanted = [float(metrics['wanted']) for metrics in history]
-  assert share[0] > 0.45
+  assert share[0] > 0.39
   assert np.mean(share[2:]) < 0.36
   assert np.mean(wanted[2:]) == pytest.approx(1, abs=0.1)
 
