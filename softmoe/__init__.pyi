@@ -8,6 +8,9 @@ from softmoe.moe.layer import MoE as MoE
 from softmoe.moe.layer import SoftMoE as SoftMoE
 from softmoe.moe.mlp import Mlp as Mlp
 from softmoe.moe.routers.bias_balanced import BiasBalanced as BiasBalanced
+from softmoe.moe.routers.expert_threshold import (
+  ExpertThreshold as ExpertThreshold,
+)
 from softmoe.moe.routers.experts_choice import ExpertsChoice as ExpertsChoice
 from softmoe.moe.routers.hashing import HashRouter as HashRouter
 from softmoe.moe.routers.mixture_of_tokens import (

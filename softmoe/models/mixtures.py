@@ -15,6 +15,7 @@ from softmoe.models import config as config_lib
 from softmoe.moe import experts, layer, mlp, routing
 from softmoe.moe.routers import (
   bias_balanced,
+  expert_threshold,
   experts_choice,
   hashing,
   mixture_of_tokens,
@@ -94,6 +95,13 @@ ROUTERS = {
     ('k', 'rate', 'capacity_factor'),
     optional=('capacity_factor',),
   ),
+  'quantile_balanced': Entry(
+    bias_balanced.BiasBalanced,
+    ('k', 'capacity_factor'),
+    optional=('capacity_factor',),
+    derive=lambda fields: {'balance_by': 'quantile'},
+  ),
+  'expert_threshold': Entry(expert_threshold.ExpertThreshold, ('k',)),
   'relu': Entry(relu.ReLURouter, ('k',)),
   'segment_soft': Entry(
     segment_soft.SegmentSoft, ('segment', 'slots_per_expert', 'scale_init')

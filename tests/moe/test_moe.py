@@ -63,6 +63,8 @@ CASES = {
   'threshold dropless': (THRESHOLD | dict(threshold=0.6), DROPLESS),
   'bias_balanced': (BIAS | dict(capacity_factor=0.6), BUFFERS),
   'bias_balanced dropless': (BIAS, DROPLESS),
+  'quantile_balanced': (dict(router='quantile_balanced', k=2), DROPLESS),
+  'expert_threshold': (dict(router='expert_threshold', k=2), DROPLESS),
   'relu': (dict(router='relu'), DROPLESS._replace(continuous=True)),
   'segment_soft': (
     dict(router='segment_soft', segment=2),
