@@ -48,6 +48,7 @@ class TransformerConfig:
   mlp_dim: int = 1536
   num_heads: int = 6
   qk_norm: bool = False
+  norm: str = 'pre'  # or 'post': after each part of a block
   activation: str = 'gelu'  # of MLPs and experts; or 'relu', 'swiglu'
   attention: str = 'plain'  # or 'xla', 'cudnn', 'pallas': see `attention`
   # 'learned' of models of text; 'rotary': in the attention of tokens to each
@@ -81,3 +82,11 @@ class DecoderConfig(TransformerConfig):
   loss_chunk: int = 0  # tokens of a device whose logits exist at a time; 0: all
   # Takes routers by which a token's output may depend on later tokens.
   allow_noncausal: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig(DecoderConfig):
+  """An encoder and a decoder; `depth` and `moe.blocks` are the encoder's."""
+
+  decoder_depth: int = 0  # 0: as the encoder
+  decoder_moe_blocks: tuple[int, ...] = ()  # with the router of the encoder

@@ -19,8 +19,6 @@ from softmoe.models import blocks, norms, stack, vocabulary
 from softmoe.models.config import DecoderConfig
 from softmoe.moe import layer, routing
 
-_STD = 0.02  # of learned positions at the start, as in GPT-2
-
 
 class Decoder(nnx.Module):
   """Tokens in, what the head sees of each out; `logits` and `losses` go on."""
@@ -37,16 +35,13 @@ class Decoder(nnx.Module):
       UserError: sizes that do not fit together, or a router that is not causal.
     """
     check(config)
-    self.config, self.length = config, length
+    self.config = config
     self.vocabulary = vocabulary.Vocabulary(config, rngs=rngs)
-    learned = config.positions == 'learned'
-    shape, dtype = (length, config.width), jnp.dtype(config.param_dtype)
-    start = lambda: _STD * jax.random.normal(rngs.params(), shape, dtype)
-    self.positions = nnx.Param(start()) if learned else None
+    self.positions = vocabulary.Positions(config, length, rngs=rngs)
     self.blocks = nnx.List(stack.make_blocks(config, rngs))
     self.norm = norms.layer_norm(config, config.width, rngs=rngs)
     if not config.allow_noncausal:
-      _check_causal(config, self.blocks)
+      check_causal(config, self.blocks)
 
   def __call__(
     self,
@@ -73,7 +68,8 @@ class Decoder(nnx.Module):
       router_options: further arguments of the routers' calls, by name.
     """
     keys = [None] * 2 if key is None else list(jax.random.split(key))
-    x = self._embed(tokens, positions, caches)
+    start = 0 if caches is None else length_of(caches)
+    x = self.positions(self.vocabulary.embed(tokens), positions, start)
     if self.config.dropout:
       x = blocks.dropout(x, self.config.dropout, keys[0], x.shape)
     x, aux, caches = stack.apply_blocks(
@@ -101,25 +97,15 @@ class Decoder(nnx.Module):
     """Returns the losses; see `Vocabulary.losses`."""
     return self.vocabulary.losses(x, targets)
 
-  def init_caches(self, batch: int, length: int) -> Any:
-    """Returns empty caches for `length` tokens of `batch` examples.
+  def init_caches(self, tokens: Int[Array, 'b n'], length: int) -> Any:
+    """Returns empty caches for `length` tokens of examples such as these.
 
     Raises:
       UserError: there are not so many positions.
     """
-    if self.positions is not None and length > self.length:
-      expected = f'at most {self.length}, the positions that were learned'
-      raise UserError('length', length, expected)
-    return stack.init_caches(self.config, batch, length)
-
-  def _embed(self, tokens, positions, caches) -> Float[Array, 'b n d']:
-    x = self.vocabulary.embed(tokens)
-    if self.positions is None:
-      return x
-    if positions is None:
-      start = 0 if caches is None else stack.length_of(caches)
-      positions = start + jnp.arange(tokens.shape[1])[None]
-    return x + vocabulary.rows(self.positions[...], positions, x.dtype)
+    self.positions.check(length)
+    caches = stack.init_caches(self.config, len(tokens), length)
+    return stack.place_caches(caches, tokens, self.config)
 
 
 def check(config: DecoderConfig) -> None:
@@ -132,7 +118,7 @@ def check(config: DecoderConfig) -> None:
   stack.check(config)
 
 
-def _check_causal(config: DecoderConfig, entries: Any) -> None:
+def check_causal(config: DecoderConfig, entries: Any) -> None:
   """Raises a UserError if a token may depend on a later one."""
   for block in entries:
     router = block.mlp.router if isinstance(block.mlp, layer.MoE) else None
@@ -149,3 +135,8 @@ def _check_causal(config: DecoderConfig, entries: Any) -> None:
       f'a causal router, since here a token would see later ones: {why}; '
       '--config.model.allow_noncausal takes it nevertheless',
     )
+
+
+def length_of(caches: Any) -> Int[Array, '']:
+  """Returns how many tokens the caches hold."""
+  return jnp.max(caches[0].attention.length)  # of a scan: one of each block

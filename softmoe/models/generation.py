@@ -1,13 +1,12 @@
-"""Text, a token at a time, with keys and values of what is there kept.
+"""Tokens, one at a time, with keys and values of what is there kept.
 
 Axes: `b` examples, `m` tokens of a prompt, `n` new tokens, `v` vocabulary.
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -22,25 +21,15 @@ class Sampling(NamedTuple):
     tokens: how many are drawn.
     temperature: divides the logits; 0 takes the most probable token.
     top_k: draws from so many of the most probable ones; 0: from all.
+    seed: of the draws.
+    beam: hypotheses that a search keeps, where a task searches.
   """
 
   tokens: int
   temperature: float = 1.0
   top_k: int = 0
-
-
-class Tokenizer(Protocol):
-  """What is asked of a tokenizer here."""
-
-  eos: int
-
-  def encode(self, text: str) -> Any:
-    """Returns the tokens of a text."""
-    ...
-
-  def decode(self, ids: Any) -> str:
-    """Returns the text of tokens."""
-    ...
+  seed: int = 0
+  beam: int = 1
 
 
 def check(sampling: Sampling) -> None:
@@ -49,6 +38,8 @@ def check(sampling: Sampling) -> None:
     ('tokens', sampling.tokens >= 1, 'at least 1'),
     ('temperature', sampling.temperature >= 0, '0 or more'),
     ('top_k', sampling.top_k >= 0, '0 or more'),
+    ('seed', sampling.seed >= 0, '0 or more'),
+    ('beam', sampling.beam >= 1, 'at least 1'),
   ):
     if not valid:
       raise UserError(field, getattr(sampling, field), expected)
@@ -73,8 +64,7 @@ def generate(
     UserError: there are not so many positions, or `sampling` is wrong.
   """
   check(sampling)
-  batch, length = prompt.shape
-  caches = model.init_caches(batch, length + sampling.tokens)
+  caches = model.init_caches(prompt, prompt.shape[1] + sampling.tokens)
   keys = jax.random.split(key, sampling.tokens)
 
   def draw(tokens, caches, key):
@@ -100,25 +90,3 @@ def pick(
     least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return jax.random.categorical(key, logits / sampling.temperature)
-
-
-def write(
-  model: decoder.Decoder,
-  tokenizer: Tokenizer,
-  prompt: str,
-  sampling: Sampling,
-  seed: int = 0,
-) -> str:
-  """Returns a prompt and what goes on from it, to the end of the document.
-
-  Raises:
-    UserError: as `generate`.
-  """
-  # The token that ends a document is the one before the first of the next.
-  start = np.array([tokenizer.eos, *tokenizer.encode(prompt)], np.int32)
-  key = jax.random.key(seed)
-  found = generate(model, jnp.asarray(start)[None], sampling, key)
-  tokens = np.asarray(jax.device_get(found))[0]
-  ends = np.flatnonzero(tokens == tokenizer.eos)
-  tokens = tokens[: ends[0]] if len(ends) else tokens
-  return tokenizer.decode(np.concatenate([start[1:], tokens]))

@@ -26,6 +26,7 @@ from softmoe.moe import mlp
 from softmoe.moe.execution import run as execution
 
 DTYPES = ('float32', 'bfloat16')
+NORMS = ('pre', 'post')
 POSITIONS = ('none', 'learned', 'rotary')
 
 
@@ -37,13 +38,21 @@ def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
   return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
 
 
-def make_blocks(config: TransformerConfig, rngs: nnx.Rngs) -> list[Any]:
-  """Creates the blocks; block i has the same parameters, stacked or not."""
+def make_blocks(
+  config: TransformerConfig, rngs: nnx.Rngs, *, cross: bool = False
+) -> list[Any]:
+  """Creates the blocks; block i has the same parameters, stacked or not.
+
+  Args:
+    config: of the stack.
+    rngs: source of the parameters' keys.
+    cross: whether the blocks read a memory.
+  """
   keys = jax.random.split(rngs.params(), config.depth)
   made, start = [], 0
   for moe, length in runs(config):
     create = lambda key, moe=moe: blocks.Block(
-      config, moe=moe, rngs=nnx.Rngs(key)
+      config, moe=moe, cross=cross, rngs=nnx.Rngs(key)
     )
     if config.scan:
       run = jax.vmap(create)(keys[start : start + length])
@@ -72,6 +81,47 @@ def init_caches(
   ]
 
 
+def place_caches(
+  caches: list[blocks.Cache], like: Array, config: TransformerConfig
+) -> list[blocks.Cache]:
+  """Returns the caches with their examples where those of `like` are."""
+  if not sharding.is_explicit('data'):
+    return caches
+  axis = int(config.scan)  # which leads
+  spec = jax.P(*(None,) * axis, jax.typeof(like).sharding.spec[0])
+  place = lambda v: jax.reshard(v, spec) if v.ndim > axis else v
+  return jax.tree.map(place, caches)
+
+
+def take_examples(
+  caches: list[blocks.Cache], rows: Array, config: TransformerConfig
+) -> list[blocks.Cache]:
+  """Returns the caches of some examples, by their place in the batch."""
+  axis = int(config.scan)  # which leads
+  take = lambda v, rows: jnp.take(v, rows, axis=axis)
+  # What has no axis of examples is a length, the same for all.
+  return jax.tree.map(
+    lambda v: sharding.by_compiler(take, v, v, rows) if v.ndim > axis else v,
+    caches,
+  )
+
+
+def read_memory(
+  entries: Sequence[Any],
+  config: TransformerConfig,
+  caches: list[blocks.Cache],
+  memory: Float[Array, 'b n d'],
+) -> list[blocks.Cache]:
+  """Returns the caches with what each block reads of a memory."""
+  read = lambda block: block.read(memory)
+  if config.scan:
+    read = lambda entry: jax.lax.map(lambda block: block.read(memory), entry)
+  return [
+    cache._replace(memory=read(entry))
+    for cache, entry in zip(caches, entries, strict=True)
+  ]
+
+
 def apply_blocks(
   entries: Sequence[Any],
   config: TransformerConfig,
@@ -91,7 +141,7 @@ def apply_blocks(
     caches: of `init_caches`, or as the last call returned them.
     **shared: arguments of `Block` that are the same for every block, by name:
       `mask`, `token_ids`, `router_options`, `attention_mask`, `causal`,
-      `segments`, `positions`.
+      `segments`, `positions`, `memory`, `memory_mask`.
 
   Returns:
     The tokens, the blocks' `aux` merged, and the caches with the tokens added.
@@ -257,6 +307,7 @@ def check(config: TransformerConfig) -> None:
       heads >= 1 and config.width % heads == 0,
       f'a divisor of the width, {config.width}',
     ),
+    ('norm', config.norm in NORMS, f'one of {NORMS}'),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
     (
       'activation',

@@ -13,10 +13,11 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
+from softmoe.errors import UserError
 from softmoe.models.config import DecoderConfig
 from softmoe.moe import part as part_lib
 
-_STD = 0.02  # of the embedding at the start, as in GPT-2
+_STD = 0.02  # of all at the start, as in GPT-2
 
 
 class Losses(NamedTuple):
@@ -84,7 +85,8 @@ class Vocabulary(nnx.Module):
       ), ()
 
     modules = (self._head(),)
-    return part_lib.run(local, modules, (self.dtype,), (x, targets))[0]
+    found, _ = part_lib.run(local, modules, (self.dtype,), (x, targets))
+    return jax.tree.map(lambda v: sharding.place_like(v, targets), found)
 
   def _head(self) -> Array:
     matrix = self.embedding if self.head is None else self.head
@@ -112,6 +114,45 @@ class Vocabulary(nnx.Module):
     return jax.tree.map(lambda v: v.reshape(-1)[:size], found)
 
 
+class Positions(nnx.Module):
+  """Learned positions, or none where the config has others.
+
+  Attributes:
+    table: (length, d), normal(0.02); None: there are none.
+  """
+
+  def __init__(self, config: DecoderConfig, length: int, *, rngs: nnx.Rngs):
+    learned, self.length = config.positions == 'learned', length
+    shape, dtype = (length, config.width), jnp.dtype(config.param_dtype)
+    draw = lambda: _STD * jax.random.normal(rngs.params(), shape, dtype)
+    self.table = nnx.Param(draw()) if learned else None
+
+  def __call__(
+    self,
+    x: Float[Array, 'b n d'],
+    places: Int[Array, '#b n'] | None = None,
+    start: Int[Array, ''] | int = 0,
+  ) -> Float[Array, 'b n d']:
+    """Returns the tokens with their positions added.
+
+    Args:
+      x: tokens.
+      places: position of each, below `length`; None: from `start` on.
+      start: of all examples.
+    """
+    if self.table is None:
+      return x
+    if places is None:
+      places = start + jnp.arange(x.shape[1])[None]
+    return x + rows(self.table[...], places, x.dtype)
+
+  def check(self, length: int) -> None:
+    """Raises a UserError if there are not so many positions."""
+    if self.table is not None and length > self.length:
+      expected = f'at most {self.length}, the positions that were learned'
+      raise UserError('length', length, expected)
+
+
 def rows(
   matrix: Float[Array, 'v d'], indices: Int[Array, 'b n'], dtype: Any
 ) -> Float[Array, 'b n d']:
@@ -120,7 +161,8 @@ def rows(
   def look_up(part: part_lib.Part, matrix: Array, indices: Array) -> Any:
     return part.merge(matrix.astype(dtype)[indices]), ()
 
-  return part_lib.run(look_up, (matrix,), (dtype,), indices)[0]
+  found, _ = part_lib.run(look_up, (matrix,), (dtype,), indices)
+  return sharding.place_like(found, indices)
 
 
 def _losses(

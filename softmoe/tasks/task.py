@@ -7,6 +7,7 @@ costs, `plan`, tables) works on any task. `config.task` names it: one of
 """
 
 import abc
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -118,6 +119,25 @@ class Task(abc.ABC):
     """
     return ''
 
+  def files(self) -> dict[str, bytes]:
+    """Returns what a run keeps in its workdir, by name, such as a tokenizer.
+
+    Raises:
+      UserError: something is missing or corrupt.
+    """
+    return {}
+
+  @classmethod
+  def located(cls, config: Any, workdir: pathlib.Path) -> Any:
+    """Returns a run's config, with what it kept in place of what it read.
+
+    Args:
+      config: of the run.
+      workdir: with its `files`.
+    """
+    del workdir
+    return config
+
   @abc.abstractmethod
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and types of a training batch of `size` examples."""
@@ -153,6 +173,20 @@ class Task(abc.ABC):
 
     It is the program whose cost `costs` and `plan` tell as that of inference.
     """
+
+  def write(self, model: Any, prompts: list[str], how: Any) -> list[str]:
+    """Returns what a model makes of each prompt, as `generate` prints it.
+
+    Args:
+      model: of `make_model`, trained.
+      prompts: text that is to be gone on from, or translated.
+      how: a `models.generation.Sampling`.
+
+    Raises:
+      UserError: the task writes nothing, or a prompt is too long.
+    """
+    del model, prompts, how
+    raise UserError('config.task', self.config.task, 'a task that writes')
 
   def features(self, model: Any, batch: Batch) -> Float[Array, 'b d']:
     """Returns what the model makes of a batch of images before its head.
@@ -197,6 +231,10 @@ class Task(abc.ABC):
       expected = f"'keep': {self.config.task!r} knows no head"
       raise UserError('config.init_head', 'reset', expected)
     return params
+
+  def notes(self) -> dict[str, str]:
+    """Returns what a reader of the metrics has to know, by name."""
+    return {}
 
   @abc.abstractmethod
   def evaluators(
