@@ -35,15 +35,20 @@ def load(name, argument):
 
 def shrink(config):
   """Returns a config with every feature of `config`, and none of its size."""
+  schedule = config.optimizer.schedule
+  schedule = dataclasses.replace(
+    schedule, warmup=min(1, schedule.warmup), cooldown=0
+  )
+  optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+  config = dataclasses.replace(
+    config, name='', steps=2, eval_every=0, optimizer=optimizer
+  )
   return SHRINK[config.task](config)
 
 
 def shrink_language(config):
   return dataclasses.replace(
     config,
-    name='',
-    steps=2,
-    eval_every=0,
     model=dataclasses.replace(
       config.model,
       width=8,
@@ -57,7 +62,7 @@ def shrink_language(config):
     ),
     data=dataclasses.replace(
       config.data,
-      source='text:docs',
+      source='text:docs/*.md',
       tokenizer='bytes',
       train_split='train',
       eval_split='train',
@@ -70,13 +75,10 @@ def shrink_language(config):
 
 
 def shrink_images(config):
-  model, data, schedule = config.model, config.data, config.optimizer.schedule
+  model, data = config.model, config.data
   channels = data.channels
   return dataclasses.replace(
     config,
-    name='',
-    steps=2,
-    eval_every=0,
     model=dataclasses.replace(
       model,
       patch_size=(4, 4),
@@ -97,12 +99,6 @@ def shrink_images(config):
       eval_batch_size=4,
       threads=0,
       eval=dataclasses.replace(data.eval, resize=10 if data.eval.resize else 0),
-    ),
-    optimizer=dataclasses.replace(
-      config.optimizer,
-      schedule=dataclasses.replace(
-        schedule, warmup=min(1, schedule.warmup), cooldown=0
-      ),
     ),
   )
 
