@@ -26,6 +26,7 @@ ALL = [(name, a) for name, m in MODULES.items() for a in m['ARGUMENTS']]
 PAPERS = {
   'classification': 'https://arxiv.org/abs/2308.00951',
   'language': 'https://arxiv.org/abs/2403.18926',
+  'translation': 'https://arxiv.org/abs/2403.18926',
 }
 
 
@@ -46,48 +47,44 @@ def shrink(config):
   return SHRINK[config.task](config)
 
 
-def shrink_language(config):
-  return dataclasses.replace(
-    config,
-    model=dataclasses.replace(
-      config.model,
-      width=8,
-      depth=2,
-      mlp_dim=8,
-      num_heads=2,
-      vocab_size=257,
-      moe=shrink_moe(config.model.moe)
-      if config.model.moe.blocks
-      else config.model.moe,
-    ),
-    data=dataclasses.replace(
-      config.data,
-      source='text:docs/*.md',
-      tokenizer='bytes',
-      train_split='train',
-      eval_split='train',
-      length=16,
-      batch_size=4,
-      eval_batch_size=4,
-      threads=0,
-    ),
+def shrink_model(config, **fields):
+  model = config.model
+  moe = shrink_moe(model.moe) if model.moe.blocks else model.moe
+  fields |= dict(width=8, depth=2, mlp_dim=8, num_heads=2, moe=moe)
+  return dataclasses.replace(model, **fields)
+
+
+def shrink_text(config, **fields):
+  """Returns the config on files of this repository, as bytes."""
+  data = dict(
+    train_split='train',
+    eval_split='train',
+    tokenizer='bytes',
+    batch_size=4,
+    eval_batch_size=4,
+    threads=0,
   )
+  data = dataclasses.replace(config.data, **data, **fields)
+  model = shrink_model(config, vocab_size=257)
+  return dataclasses.replace(config, model=model, data=data)
+
+
+def shrink_language(config):
+  return shrink_text(config, source='text:docs/*.md', length=16)
+
+
+def shrink_translation(config):
+  source = 'parallel:tests/data/text/pairs.tsv'
+  config = shrink_text(config, source=source, buckets=(16,))
+  optimizer = dataclasses.replace(config.optimizer, accumulate=1)
+  return dataclasses.replace(config, optimizer=optimizer)
 
 
 def shrink_images(config):
-  model, data = config.model, config.data
-  channels = data.channels
+  data, channels = config.data, config.data.channels
   return dataclasses.replace(
     config,
-    model=dataclasses.replace(
-      model,
-      patch_size=(4, 4),
-      width=8,
-      depth=2,
-      mlp_dim=8,
-      num_heads=2,
-      moe=shrink_moe(model.moe) if model.moe.blocks else model.moe,
-    ),
+    model=shrink_model(config, patch_size=(4, 4)),
     data=dataclasses.replace(
       data,
       source=f'fake:10x9x{channels},classes=3',
@@ -117,7 +114,11 @@ def shrink_moe(moe):
   )
 
 
-SHRINK = {'classification': shrink_images, 'language': shrink_language}
+SHRINK = {
+  'classification': shrink_images,
+  'language': shrink_language,
+  'translation': shrink_translation,
+}
 # Shrunk, most sizes are one and the same.
 SHRUNK = {shrink(load(*case)): ':'.join(case) for case in ALL}
 
@@ -137,7 +138,7 @@ def test_builds(name, argument):
   assert experiment.mesh.size == 8
   assert experiment.num_params() > 10_000
   assert bool(config.model.moe.blocks) == (
-    'vit' not in argument and argument != 'dense'
+    'vit' not in argument and 'dense' not in argument
   )
   assert experiment.schedule(config.optimizer.schedule.warmup) == (
     pytest.approx(config.optimizer.learning_rate, rel=1e-3)

@@ -43,6 +43,7 @@ class Priced(nnx.Module):
     self.across_examples = getattr(router, 'across_examples', False)
     self.group_size = getattr(router, 'group_size', 1)
     self.segment = getattr(router, 'segment', None)
+    self.takes_token_ids = routing.takes_token_ids(router)
     self._share, self._training, self._seen = share, training, seen
 
   def __call__(self, x: jax.Array, *, key: Any = None, **options: Any) -> Any:

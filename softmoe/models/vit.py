@@ -31,6 +31,7 @@ SIZES = {
   'g': (1408, 40, 6144, 16),
   'G': (1664, 48, 8192, 16),
 }
+POSITIONS = ('none', 'rotary')  # beside the learned ones of patches
 POOLS = ('gap', 'token', 'map')
 
 
@@ -167,7 +168,7 @@ def check(config: ViTConfig, image_size: tuple[int, int]) -> None:
     ('patch_size', all(1 <= p <= s for p, s in sizes), f'1 to {image_size}'),
     ('pool', config.pool in POOLS, f'one of {POOLS}'),
     ('norm', config.norm == 'pre', "'pre'"),
-    ('positions', config.positions != 'learned', "'none' or 'rotary'"),
+    ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
     ('representation_size', config.representation_size >= 0, '0 or more'),
   ):
     stack.require(config, field, valid, expected)

@@ -4,7 +4,6 @@ Axes: `*b` any leading axes, `b` examples, `m` tokens, `d` width.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -225,8 +224,8 @@ class MoE(nnx.Module):
 
   def _tokens(self, x, mask, token_ids, key, segments, cache) -> local.Tokens:
     flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
-    call = inspect.signature(self.router.__call__)
-    token_ids = token_ids if 'token_ids' in call.parameters else None
+    if not routing.takes_token_ids(self.router):
+      token_ids = None
     flat_x = sharding.flatten(x, 2)
     keys = None if key is None else jax.random.split(key, len(flat_x))
     tokens = local.Tokens(flat_x, flat(mask, 1), flat(token_ids, 1), keys)

@@ -8,6 +8,7 @@ of a group, `d` width, `e` experts, `s` slots of one expert.
 
 import abc
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import (
@@ -223,6 +224,14 @@ class Router(Protocol):
 
   num_experts: int
   __call__: Callable[..., tuple[Any, 'Aux']]
+
+
+def takes_token_ids(router: Any) -> bool:
+  """Tells whether a router's call takes `token_ids`."""
+  # What wraps a router says it of the router.
+  told = getattr(router, 'takes_token_ids', None)
+  named = 'token_ids' in inspect.signature(router.__call__).parameters
+  return named if told is None else told
 
 
 def traced(router: Router, x: Any, **options: Any) -> Slots | Assignment:

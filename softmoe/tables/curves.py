@@ -8,6 +8,7 @@ Needs matplotlib: pip install 'softmoe[plots]'.
 import json
 import pathlib
 import sys
+from typing import Any
 
 from softmoe.errors import UserError
 from softmoe.process import launch
@@ -32,7 +33,7 @@ def plot(output: str, workdirs: list[str]) -> None:
   configs = [workdir_lib.read_config(pathlib.Path(path)) for path in workdirs]
   metric = configs[0].checkpoint.best_metric
   panels = {'loss': 'training loss', f'eval/{metric}': f'test {metric}'}
-  figure, axes = _panels(len(panels))
+  figure, axes = panels_of(len(panels))
   for workdir, config in zip(workdirs, configs, strict=True):
     for axis, name in zip(axes, panels, strict=True):
       axis.plot(*read(pathlib.Path(workdir), name), label=config.name)
@@ -43,7 +44,12 @@ def plot(output: str, workdirs: list[str]) -> None:
   figure.savefig(output, dpi=120)
 
 
-def _panels(count: int):
+def panels_of(count: int) -> tuple[Any, Any]:
+  """Returns a figure with so many panels side by side, and the panels.
+
+  Raises:
+    UserError: matplotlib is missing.
+  """
   try:
     from matplotlib import figure as figure_lib
   except ImportError as e:

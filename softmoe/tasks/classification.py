@@ -6,6 +6,7 @@ Axes: `b` images, `c` classes.
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -117,11 +118,13 @@ class Classification(task_lib.Task):
     model: vit.ViT,
     batch: task_lib.Batch,
     key: PRNGKeyArray | None = None,
+    *,
+    router_options: dict[str, Any] | None = None,
   ) -> task_lib.Loss:
     """Returns the cross-entropy and the accuracy."""
     mask, labels = batch.get('mask'), batch['label']
     real = None if mask is None else mask > 0
-    logits, aux = model(batch['image'], key, real)
+    logits, aux = model(batch['image'], key, real, router_options)
     correct = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
     total = functools.partial(_total, mask=mask)
     return task_lib.Loss(

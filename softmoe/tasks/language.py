@@ -107,6 +107,7 @@ class Language(vocabularies.OfTokens):
     model: decoder.Decoder,
     batch: task_lib.Batch,
     key: Any = None,
+    *,
     router_options: dict[str, Any] | None = None,
   ) -> task_lib.Loss:
     """Returns the cross-entropy in nats; bits a byte; the accuracy.

@@ -1,6 +1,7 @@
 """Metrics that are means over a split."""
 
 import collections
+import functools
 from typing import Any
 
 import jax
@@ -20,18 +21,25 @@ def over_split(
 
   Metrics are `loss`, those of the task, those of the MoE blocks as `moe/NAME`,
   and `examples`, their number. Padding counts for nothing, but in
-  `moe/executed` and `moe/flops`: slots and buffers run for it.
+  `moe/executed` and `moe/flops`: slots and buffers run for it. It also takes
+  `router_options`, arrays by name that are handed to every router's call.
   """
-  step = jax.jit(lambda params, batch: _sums(task, graphdef, params, batch))
+  step = jax.jit(functools.partial(_sums, task, graphdef))
   data = task.config.data
 
-  def evaluate(params: task_lib.Params, split: str) -> dict[str, float]:
+  def evaluate(
+    params: task_lib.Params,
+    split: str,
+    router_options: dict[str, jax.Array] | None = None,
+  ) -> dict[str, float]:
     rows = prefetch.local_rows(mesh, data.eval_batch_size)
     local = task.eval_batches(split, rows)
     placed = prefetch.to_devices(local, mesh, data.prefetch)
     total = collections.defaultdict(float)
     weight = collections.defaultdict(float)
-    for sums in one_late(step(params, batch) for batch in placed):
+    for sums in one_late(
+      step(params, batch, router_options) for batch in placed
+    ):
       for name, mean in jax.device_get(sums).items():
         total[name] += float(mean.total)
         weight[name] += float(mean.weight)
@@ -58,9 +66,11 @@ def _sums(
   graphdef: nnx.GraphDef,
   params: task_lib.Params,
   batch: task_lib.Batch,
+  router_options: dict[str, jax.Array] | None,
 ) -> Sums:
   model = nnx.merge(graphdef, params)
-  loss = task.loss(model, task.prepare(batch, None))
+  options = {'router_options': router_options} if router_options else {}
+  loss = task.loss(model, task.prepare(batch, None), **options)
   count = task_lib.Mean(jnp.sum(batch['mask']), jnp.zeros(()))
   own = {'loss': task_lib.Mean(loss.sum, loss.weight), 'examples': count}
   return own | task_lib.metrics(loss)

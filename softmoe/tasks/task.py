@@ -157,7 +157,12 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def loss(
-    self, model: Any, batch: Batch, key: PRNGKeyArray | None = None
+    self,
+    model: Any,
+    batch: Batch,
+    key: PRNGKeyArray | None = None,
+    *,
+    router_options: dict[str, Any] | None = None,
   ) -> Loss:
     """Returns loss and metrics of a prepared batch.
 
@@ -165,6 +170,8 @@ class Task(abc.ABC):
       model: of `make_model`.
       batch: with `mask` at evaluation.
       key: for dropout and routing noise; None at evaluation.
+      router_options: further arguments of every router's call, by name, such as
+        `threshold`; a task that has no use for them may leave them out.
     """
 
   @abc.abstractmethod

@@ -130,6 +130,7 @@ class Translation(vocabularies.OfTokens):
     model: encoder_decoder.EncoderDecoder,
     batch: task_lib.Batch,
     key: Any = None,
+    *,
     router_options: dict[str, Any] | None = None,
   ) -> task_lib.Loss:
     """Returns the cross-entropy in nats a token, smoothed in training alone.

@@ -3,7 +3,10 @@
 import dataclasses
 import re
 
-_LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'dropped')
+_LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'dropped', 'bits_per_byte')
+_FRACTIONS = ('accuracy', 'shot')  # of quality, written in percent
+# Other figures of quality, and the digits behind their point.
+_QUALITY = {'bits_per_byte': 3, 'perplexity': 2, 'bleu': 2, 'chrf': 2}
 
 # What routers tell, and what a reader calls it.
 _ROUTING = {
@@ -40,7 +43,7 @@ class Metric:
   @property
   def is_percent(self) -> bool:
     """Tells whether it is a fraction, which is written in percent."""
-    return self.is_quality or self.name.endswith('dropped')
+    return self.name.endswith((*_FRACTIONS, 'dropped'))
 
   @property
   def direction(self) -> float:
@@ -55,7 +58,7 @@ class Metric:
   @property
   def is_quality(self) -> bool:
     """Tells whether it belongs on an axis of quality."""
-    return self.name.endswith(('accuracy', 'shot'))
+    return self.name.endswith((*_FRACTIONS, *_QUALITY))
 
   @property
   def is_of_experts(self) -> bool:
@@ -86,5 +89,10 @@ class Metric:
     """Returns a value without its unit: '78.41', with a sign '+0.90'."""
     shown = value * self.factor
     plus = '+' if sign else ''
-    digits = f'{shown:{plus}.2f}' if self.is_percent else f'{shown:{plus}.3g}'
-    return digits.replace('-', '−')
+    digits = 2 if self.is_percent else _QUALITY.get(self._last)
+    form = '.3g' if digits is None else f'.{digits}f'
+    return f'{shown:{plus}{form}}'.replace('-', '−')
+
+  @property
+  def _last(self) -> str:
+    return self.name.rpartition('/')[2]

@@ -1,0 +1,33 @@
+"""Language models with every causal router: XMoE's comparison, on two cores.
+
+Yang et al. 2024, https://arxiv.org/abs/2403.18926. Equal parameters and steps.
+"""
+
+from softmoe.tables import suite
+
+MODELS = {
+  'Dense': 'lm:dense_cpu',
+  'Top-1': 'lm:top1_cpu',
+  'Top-8, small': 'lm:topk_cpu',
+  'Expert Threshold': 'lm:expert_threshold_cpu',
+  'ReMoE': 'lm:relu_cpu',
+  'Mixture of Tokens': 'lm:mot_cpu',
+  'SegmentSoft': 'lm:segment_soft_cpu',
+}
+XMOE = (0.5, 0.9)  # thresholds of the training
+
+
+def get_suite() -> suite.Suite:
+  """Returns 27 runs."""
+  thresholds = [({'t': t}, {'model.moe.threshold': t}) for t in XMOE]
+  common = suite.ONE_CHECKPOINT | {'checkpoint.best_metric': 'loss'}
+  return suite.Suite(
+    title='Language models on English from Debian packages',
+    baseline='Dense',
+    metric='test/bits_per_byte',
+    splits=('val', 'test'),
+    runs=(
+      *suite.product(MODELS, range(3), overrides=common),
+      *suite.product({'XMoE': 'lm:xmoe_cpu'}, range(3), thresholds, common),
+    ),
+  )
