@@ -13,6 +13,7 @@ import tomllib
 
 import pytest
 import yaml
+from flax import nnx
 
 import softmoe
 
@@ -150,7 +151,7 @@ def test_every_router_is_public():
     module = importlib.import_module(f'softmoe.moe.routers.{path.stem}')
     for name, value in vars(module).items():
       own = getattr(value, '__module__', None) == module.__name__
-      if isinstance(value, type) and own and not name.startswith('_'):
+      if isinstance(value, type) and own and issubclass(value, nnx.Module):
         assert hasattr(softmoe, name), name
 
 

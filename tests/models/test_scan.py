@@ -48,8 +48,8 @@ def stack_of(params):
 class Tiny(blocks.Block):
   """Stands in for a block: making real ones takes long."""
 
-  def __init__(self, config, *, moe, rngs):
-    del config
+  def __init__(self, config, *, moe, cross, rngs):
+    del config, cross
     self.weight = nnx.Param(jax.random.normal(rngs.params(), (2 + moe,)))
 
 
