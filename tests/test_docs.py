@@ -35,6 +35,7 @@ def test_python_blocks_of_the_readme_run_one_after_another(quickstart):
   exec(small('\n'.join(blocks('README.md'))), {'__name__': 'document'})
 
 
+@pytest.mark.slow
 def test_python_blocks_about_routers_run_one_after_another():
   code = '\n'.join(blocks('docs/routers.md'))
   exec(code, {'__name__': 'document'})
@@ -61,6 +62,7 @@ def test_a_router_of_ones_own_takes_less_than_20_lines():
   assert len(router.strip().splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_a_router_of_ones_own_is_trained_from_a_config(
   tiny, one_device, tmp_path, monkeypatch
 ):

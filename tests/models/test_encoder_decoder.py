@@ -72,7 +72,9 @@ def test_who_sees_whom(fields):
   assert np.all(after != before)
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize(
+  'scan', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_caches(scan):
   graphdef, params = make(scan=scan, norm='post')
   expected = run(graphdef, params, SOURCE, MASK, TARGET)

@@ -88,7 +88,12 @@ def plain():
 
 
 @pytest.mark.parametrize(
-  'scan, remat', [(False, True), (True, False), (True, True)]
+  ('scan', 'remat'),
+  [
+    (True, False),
+    pytest.param(False, True, marks=pytest.mark.slow),
+    pytest.param(True, True, marks=pytest.mark.slow),
+  ],
 )
 def test_same_logits_metrics_and_gradients_with_dropout(plain, scan, remat):
   params, (result, gradients) = plain

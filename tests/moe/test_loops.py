@@ -25,6 +25,7 @@ from tests.moe.layer_cases import (
 from tests.moe.layer_loops import by_loops
 
 MESHES = [None, (1, 1), (2, 4), (4, 2)]
+QUICKLY = ('soft', 'experts_choice', 'threshold')
 MAIN = (
   'soft',
   'tokens_choice',
@@ -89,7 +90,7 @@ def test_equals_loops_forward_and_gradient(mesh, sizes, name):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.slow] * ('dropless' in name))
+    pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
     for name in MAIN
   ],
 )

@@ -184,6 +184,7 @@ def test_sigterm_to_one_stops_all_and_four_go_on(start, reference, tmp_path):
   _assert_same_run(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_the_run_goes_on(
   start, reference, tmp_path
 ):

@@ -2,17 +2,17 @@
 
 import dataclasses
 import math
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe import generate
 from softmoe.data import prefetch
 from softmoe.errors import UserError
 from softmoe.models import config as model_config
@@ -82,7 +82,10 @@ def curve(config, devices):
 
 @pytest.mark.parametrize(
   ('mesh', 'parts', 'scan'),
-  [('data:2,expert:4', 2, True), ('fsdp:2,expert:4', 1, False)],
+  [
+    ('data:2,expert:4', 2, True),
+    pytest.param('fsdp:2,expert:4', 1, False, marks=pytest.mark.slow),
+  ],
 )
 def test_any_mesh_any_parts(config_of, mesh, parts, scan):
   expected = curve(config_of(mesh='data:1'), 1)
@@ -190,19 +193,22 @@ def test_too_long_for_learned_positions(config_of):
 
 
 @pytest.mark.parametrize(
-  ('values', 'message'),
+  ('flags', 'message'),
   [
-    ({'output': 'there'}, 'a new file'),
-    ({'input': 'missing'}, 'a UTF-8 text file'),
-    ({'input': 'binary'}, 'a UTF-8 text file'),
-    ({'input': 'empty'}, 'a file with lines'),
-    ({'input': 'there', 'prompt': 'one'}, 'nothing beside --input'),
+    (['--output={}/there'], 'a new file'),
+    (['--input={}/missing'], 'a UTF-8 text file'),
+    (['--input={}/binary'], 'a UTF-8 text file'),
+    (['--input={}/empty'], 'a file with lines'),
+    (['--input={}/there', '--prompt=one'], 'nothing beside --input'),
   ],
 )
-def test_generate_refuses_bad_flags(tmp_path, monkeypatch, values, message):
-  monkeypatch.chdir(tmp_path)
+def test_generate_refuses_bad_flags(tmp_path, environment, flags, message):
   for name, content in (('there', b'x'), ('binary', b'\xff'), ('empty', b'')):
     (tmp_path / name).write_bytes(content)
-  flags.FLAGS(['generate', '--workdir=w'])
-  with flagsaver.flagsaver(**values), pytest.raises(UserError, match=message):
-    generate.main()
+  flags = [flag.format(tmp_path) for flag in flags]
+  command = [sys.executable, '-m', 'softmoe.generate', '--workdir=w', *flags]
+  done = subprocess.run(
+    command, env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  assert re.fullmatch(f'error: .*{message}.*\n', done.stderr)

@@ -72,6 +72,7 @@ def test_parts_that_hold_unequal_shares_add_up(alone, mesh, parts, devices):
   assert alone[0]['loss'] > alone[0]['error']  # the router's losses on top
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
   config = config_of(mesh='data:2,expert:4')
   whole = loop.train(config, tmp_path / 'whole')

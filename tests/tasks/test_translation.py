@@ -95,6 +95,7 @@ def curve(config, devices):
   return losses
 
 
+@pytest.mark.slow
 def test_any_mesh_any_parts(config_of):
   expected = curve(config_of(mesh='data:1'), 1)
   changes = dict(mesh='data:2,expert:4', optimizer={'accumulate': 2})
@@ -102,6 +103,7 @@ def test_any_mesh_any_parts(config_of):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_run_scores_and_translates(config_of, folder, tmp_path):
   search = translation.SearchConfig(beam=2)
   config = config_of(search=search, mesh='data:2,expert:4')

@@ -76,7 +76,8 @@ def uninterrupted(finished, one_device):
     pytest.param('step', 2, 2, marks=pytest.mark.slow),  # saved anyway
     pytest.param('step', 3, 3, marks=pytest.mark.slow),  # evaluated anyway
     ('step', 5, 5),  # nothing else happens
-    ('evaluation', 1, 4),  # of step 3: noticed after the next step
+    # Of step 3: noticed after the next step.
+    pytest.param('evaluation', 1, 4, marks=pytest.mark.slow),
     pytest.param('save', 2, 5, marks=pytest.mark.slow),  # of step 4
   ],
 )

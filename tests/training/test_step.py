@@ -65,7 +65,7 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize(
   ('sizes', 'parts'),
   [
-    ((2, 2, 2), 2),
+    pytest.param((2, 2, 2), 2, marks=pytest.mark.slow),
     pytest.param((2, 4), 1, marks=pytest.mark.slow),
     pytest.param((1, 4, 2), 1, marks=pytest.mark.slow),
     pytest.param((2, 4), 2, marks=pytest.mark.slow),
