@@ -1,0 +1,154 @@
+"""LibreOffice's help in the languages that are installed: `docs/corpora.md`.
+
+All packages hold the same pages, made from the same source, so that the n-th
+paragraph of a page is the translation of the n-th paragraph of its English.
+What nobody has translated is English in every language.
+"""
+
+import functools
+import os
+import pathlib
+from typing import Any
+
+from softmoe.data.prepare import chance, folder, workers
+from softmoe.data.prepare.corpora import markup, packages, parallel
+from softmoe.errors import UserError
+
+_ROOT = pathlib.Path('/usr/share/libreoffice/help')
+_ENGLISH = 'en-US'
+_PACKAGE = 'libreoffice-help-'
+_LICENCE = 'MPL-2.0'
+_PROCESSES = 2
+
+_TEST, _VAL = 0.05, 0.05  # of the pages
+_SCOPE = markup.Scope(('id', 'DisplayArea'), frozenset(('script', 'style')))
+_READ = markup.HEADINGS | {'p'}
+
+Page = list[markup.Block]
+
+
+def main(out: str) -> None:
+  """Makes the corpus of this machine's packages, and says what is in it.
+
+  Raises:
+    UserError: English or every other language is not installed; see `prepare`.
+  """
+  languages = installed(_ROOT)
+  names = {_PACKAGE + _package(each) for each in (_ENGLISH, *languages)}
+  versions = packages.versions(names)
+  made = prepare(out, _ROOT, languages, versions, _PROCESSES)
+  for language, each in made['languages'].items():
+    pairs = ', '.join(f'{s} {n:,}' for s, n in each['pairs'].items())
+    share = each['dropped'].get('untranslated', 0) / max(each['found'], 1)
+    print(f'{language}: {pairs}; untranslated: {share:.0%}')
+  print(f'fingerprint: {made["fingerprint"]}')
+
+
+def installed(root: pathlib.Path) -> list[str]:
+  """Returns the languages that are there, English aside.
+
+  Raises:
+    UserError: there is none, or no English.
+  """
+  found = {path.parent.name for path in root.glob('*/text')}
+  others = sorted(each for each in found if not each.startswith('en-'))
+  if _ENGLISH not in found or not others:
+    names = ' '.join(_PACKAGE + each for each in ('en-us', 'de', 'ru', 'zh-cn'))
+    expected = f'two or more: apt-get install {names}; see docs/corpora.md'
+    given = ' '.join(sorted(found)) or 'none'
+    raise UserError("languages of LibreOffice's help", given, expected)
+  return others
+
+
+def prepare(
+  out: str | os.PathLike,
+  root: pathlib.Path,
+  languages: list[str],
+  versions: dict[str, str],
+  processes: int,
+) -> dict[str, Any]:
+  """Makes the corpus of pages in `root/LANGUAGE/text`.
+
+  Args:
+    out: the new folder.
+    root: what has a folder for each language, `en-US` among them.
+    languages: to translate from.
+    versions: of the packages, for the manifest.
+    processes: how many read at a time.
+
+  Returns:
+    What `manifest.json` holds.
+
+  Raises:
+    UserError: `out` is not new.
+  """
+  with folder.new_folder(out) as new:
+    names = _names(root / _ENGLISH)
+    pages = _read(root / _ENGLISH, names, processes)
+    pairs, unlike = {}, {}
+    for language in languages:
+      others = _read(root / language, names, processes)
+      pairs[language] = _pairs(names, others, pages)
+      unlike[language] = sum(
+        not _alike(*two) for two in zip(others, pages, strict=True)
+      )
+    about = {
+      'data': 'libreoffice-help',
+      'format': 'parallel',
+      'licence': _LICENCE,
+      'packages': versions,
+      'pages': len(names),
+      'pages_of_another_structure': unlike,
+    }
+    return parallel.write(new, about, pairs, split_of)
+
+
+def split_of(page: str) -> str:
+  """Returns the split that a page is in, by chance of its name."""
+  at = chance.share(f'page {page}')
+  return 'test' if at < _TEST else 'val' if at < _TEST + _VAL else 'train'
+
+
+def read(page: str) -> Page:
+  """Returns the paragraphs and headings of a page's text."""
+  return [block for block in markup.blocks(page, _SCOPE) if block.tag in _READ]
+
+
+def _package(language: str) -> str:
+  """Returns what a package is called for a language: Valencian is Catalan's."""
+  return language.lower().removesuffix('-valencia')
+
+
+def _names(english: pathlib.Path) -> list[str]:
+  return sorted(
+    path.relative_to(english).as_posix() for path in english.rglob('*.html')
+  )
+
+
+def _read(base: pathlib.Path, names: list[str], processes: int) -> list[Page]:
+  work = functools.partial(_read_file, base)
+  return list(workers.each(work, names, processes))
+
+
+def _read_file(base: pathlib.Path, name: str) -> Page:
+  try:
+    return read((base / name).read_text(encoding='utf-8', errors='replace'))
+  except FileNotFoundError:
+    return []
+
+
+def _alike(a: Page, b: Page) -> bool:
+  """Says whether pages have the same elements in the same order."""
+  return [block[:2] for block in a] == [block[:2] for block in b]
+
+
+def _pairs(
+  names: list[str], sources: list[Page], targets: list[Page]
+) -> list[parallel.Pair]:
+  """Returns the paragraphs of pages of the same structure, side by side."""
+  return [
+    parallel.Pair(name, source.text, target.text)
+    for name, page, english in zip(names, sources, targets, strict=True)
+    if _alike(page, english)
+    for source, target in zip(page, english, strict=True)
+  ]
