@@ -127,8 +127,8 @@ def align(
   if not places:
     return 0, {}
   sizes = {p: (len(spanish[p]), len(english[p])) for p in places}
-  all_spanish, all_english = map(sum, zip(*sizes.values(), strict=True))
-  ratio = all_english / all_spanish
+  total = sum(size for size, _ in sizes.values())
+  ratio = sum(size for _, size in sizes.values()) / total
   chapters = collections.defaultdict(list)
   for place in places:
     chapters[place[:2]].append(place)
