@@ -175,6 +175,38 @@ def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   return y if x.ndim == 3 else jnp.reshape(y, shape, out_sharding=P(*spec))
 
 
+def repeat(x: jax.Array, times: int) -> jax.Array:
+  """Returns each example `times` times, side by side, split as x is."""
+  shape = (x.shape[0], times, *x.shape[1:])
+  x = jnp.broadcast_to(jnp.expand_dims(x, 1), shape)
+  flat = (shape[0] * times, *shape[2:])
+  if not is_explicit('expert'):
+    return jnp.reshape(x, flat)
+  return jnp.reshape(x, flat, out_sharding=P(jax.typeof(x).sharding.spec[0]))
+
+
+def by_compiler(f: Callable[..., Any], like: Any, *arguments: Any) -> Any:
+  """Returns `f(*arguments)`, for what moves rows as the compiler sees fit.
+
+  Args:
+    f: any function; inside, no axis of the mesh is explicit.
+    like: a tree of arrays as `f` returns it, which says where results are.
+    *arguments: of `f`.
+  """
+  if not is_explicit('expert'):
+    return f(*arguments)
+  places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+  auto: Any = jax.sharding.auto_axes(f, out_sharding=places)
+  return auto(*arguments)
+
+
+def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
+  """Returns x where `other` is."""
+  if not is_explicit('expert'):
+    return x
+  return jax.reshard(x, jax.typeof(other).sharding.spec)
+
+
 def gather(module: Any, dtype: jax.typing.DTypeLike | None = None) -> Any:
   """Returns a module whose weights are whole along `fsdp`, ready to compute.
 
@@ -289,6 +321,14 @@ def reshape(x: jax.Array, *shape: int) -> jax.Array:
 def batch_spec() -> jax.P:
   """Returns the spec of a batch: axis 0 over every axis of the mesh."""
   return P(jax.sharding.get_abstract_mesh().axis_names)
+
+
+def split_examples(x: jax.Array) -> jax.Array:
+  """Returns x split as a batch is, or whole where it does not fill the mesh."""
+  if not is_explicit('data'):
+    return x
+  fills = len(x) % jax.sharding.get_abstract_mesh().size == 0
+  return jax.reshard(x, batch_spec() if fills else P())
 
 
 def split_batch(x: jax.Array, parts: int) -> jax.Array:

@@ -42,6 +42,7 @@ class Priced(nnx.Module):
     self.router, self.num_experts = router, router.num_experts
     self.across_examples = getattr(router, 'across_examples', False)
     self.group_size = getattr(router, 'group_size', 1)
+    self.segment = getattr(router, 'segment', None)
     self._share, self._training, self._seen = share, training, seen
 
   def __call__(self, x: jax.Array, *, key: Any = None, **options: Any) -> Any:

@@ -28,6 +28,7 @@ Rows = Integer[np.ndarray, ' n']
 
 # "Forever", yet so small that the number of rows fits in 63 bits.
 _EPOCHS = 2**31
+FOREVER = 2**62
 
 
 def train_batches(
@@ -59,7 +60,7 @@ def train_batches(
   Raises:
     UserError: the config is wrong. What `load` raises comes from the iterator.
   """
-  local = _check_rows('batch_size', config.batch_size, rows)
+  local = check_rows('batch_size', config.batch_size, rows)
   order_seed, load_seed = _seeds(seed)
   # A range, since grain spends longer on a source than on the rest together.
   stream = grain.MapDataset.range(size).shuffle(order_seed)
@@ -72,6 +73,23 @@ def train_batches(
 
   steps = grain.MapDataset.range(start_step, len(stream) // config.batch_size)
   return _read(steps.map(load_batch), config)
+
+
+def of_steps(
+  config: DataConfig, load: Callable[[int], Batch], steps: range
+) -> Iterator[Batch]:
+  """Returns the batches of some steps, for what makes batches of its own.
+
+  Args:
+    config: the checked config.
+    load: from a step to its batch; called from several threads.
+    steps: in their order; `FOREVER` ends it where nothing does.
+
+  Raises:
+    UserError: as `train_batches`.
+  """
+  indices = grain.MapDataset.range(steps.start, steps.stop)
+  return _read(indices.map(load), config)
 
 
 def eval_batches(
@@ -96,7 +114,7 @@ def eval_batches(
   Raises:
     UserError: as `train_batches`.
   """
-  local = _check_rows('eval_batch_size', config.eval_batch_size, rows)
+  local = check_rows('eval_batch_size', config.eval_batch_size, rows)
 
   def load_batch(step: int) -> Batch:
     indices = [step * config.eval_batch_size + row for row in local]
@@ -112,7 +130,7 @@ def eval_batches(
   return _read(grain.MapDataset.range(steps).map(load_batch), config)
 
 
-def _check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
+def check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
   """Returns the rows in ascending order, so that padding comes last."""
   if size < 1:
     raise UserError(f'config.data.{field}', size, 'at least 1')

@@ -34,4 +34,5 @@ def evaluate_workdir(
   experiment_lib.with_fingerprint(experiment.config)
   split = split or experiment.config.data.eval_split
   metrics = experiment.evaluate(params, split)
-  return {'step': number, 'split': split} | metrics
+  notes = {'notes': found} if (found := experiment.task.notes()) else {}
+  return {'step': number, 'split': split} | metrics | notes

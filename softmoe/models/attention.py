@@ -37,7 +37,7 @@ class Cache(NamedTuple):
 def init_cache(
   config: config_lib.TransformerConfig, batch: int, length: int
 ) -> Cache:
-  """Returns an empty cache, split by examples as a batch is.
+  """Returns an empty cache; see `sharding.split_examples`.
 
   Args:
     config: of the attention.
@@ -47,9 +47,7 @@ def init_cache(
   """
   heads = config.num_heads
   shape = (batch, heads, length, config.width // heads)
-  zeros = jnp.zeros(shape, config.dtype)
-  if sharding.is_explicit('data'):
-    zeros = jax.reshard(zeros, sharding.batch_spec())
+  zeros = sharding.split_examples(jnp.zeros(shape, config.dtype))
   return Cache(zeros, zeros, jnp.zeros((), jnp.int32))
 
 
@@ -88,6 +86,7 @@ class Attention(nnx.Module):
     segments: Int[Array, '#b q'] | None = None,
     positions: Int[Array, '#b q'] | None = None,
     cache: Cache | None = None,
+    read: Cache | None = None,
   ) -> tuple[Float[Array, 'b q d'], Cache | None]:
     """Returns what the tokens `x` read, and the cache with them in it.
 
@@ -101,16 +100,18 @@ class Attention(nnx.Module):
       positions: of each token of `x`, for rotary embedding; None: they go on
         from the cache. What reads a memory is not rotated.
       cache: of the tokens before `x`.
+      read: what `read` made of the memory, in its place.
 
     Raises:
       UserError: arguments that have no meaning beside one another.
     """
     _check(memory, causal, segments, cache, x.shape[1])
     query = self._heads(self.query(x), self.query_norm)
-    source = x if memory is None else memory
-    key = self._heads(self.key(source), self.key_norm)
-    value = self._heads(self.value(source), None)
-    if self.rotary and memory is None:
+    own = memory is None and read is None
+    if read is None:
+      read = self.read(x if memory is None else memory)
+    key, value = read.keys, read.values
+    if self.rotary and own:
       if positions is None:
         positions = jnp.arange(x.shape[1])[None]
         positions += 0 if cache is None else cache.length
@@ -126,6 +127,12 @@ class Attention(nnx.Module):
     )
     y = jnp.swapaxes(y, 1, 2)  # b q h k
     return self.out(y.reshape(x.shape)), cache
+
+  def read(self, memory: Float[Array, 'b n d']) -> Cache:
+    """Returns keys and values of a memory, which many calls may read."""
+    keys = self._heads(self.key(memory), self.key_norm)
+    values = self._heads(self.value(memory), None)
+    return Cache(keys, values, jnp.int32(memory.shape[1]))
 
   def _heads(
     self, x: Float[Array, 'b n d'], norm: nnx.LayerNorm | None

@@ -23,6 +23,7 @@ class MoEConfig:
   exchange_chunks: int = 1  # parts in which slots travel; not for dropless
   slots_per_expert: int = 1  # soft routers
   scale_init: float = 1.0  # soft routers: start of the logits' scale
+  segment: int = 64  # tokens whose slots the next as many read: 'segment_soft'
   k: int = 1  # experts of a token
   capacity_factor: float = 0.0  # 0: nothing is dropped
   eval_capacity_factor: float = 0.0  # 0: as in training
@@ -47,8 +48,12 @@ class TransformerConfig:
   mlp_dim: int = 1536
   num_heads: int = 6
   qk_norm: bool = False
+  norm: str = 'pre'  # or 'post': after each part of a block
+  activation: str = 'gelu'  # of MLPs and experts; or 'relu', 'swiglu'
   attention: str = 'plain'  # or 'xla', 'cudnn', 'pallas': see `attention`
-  positions: str = 'none'  # 'rotary': in the attention of tokens to each other
+  # 'learned' of models of text; 'rotary': in the attention of tokens to each
+  # other. Patches of images have positions of their own.
+  positions: str = 'none'
   dropout: float = 0.0
   drop_path: float = 0.0  # rate of the last block; grows linearly with depth
   dtype: str = 'float32'  # of the computation
@@ -65,3 +70,23 @@ class ViTConfig(TransformerConfig):
   patch_size: tuple[int, int] = (16, 16)
   pool: str = 'gap'  # 'gap', 'token' or 'map'
   representation_size: int = 0  # width of the tanh pre-logits layer; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(TransformerConfig):
+  """A decoder-only transformer over a vocabulary."""
+
+  positions: str = 'learned'
+  vocab_size: int = 0  # 0: that of the tokenizer
+  tied: bool = True  # the head is the embedding
+  loss_chunk: int = 0  # tokens of a device whose logits exist at a time; 0: all
+  # Takes routers by which a token's output may depend on later tokens.
+  allow_noncausal: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig(DecoderConfig):
+  """An encoder and a decoder; `depth` and `moe.blocks` are the encoder's."""
+
+  decoder_depth: int = 0  # 0: as the encoder
+  decoder_moe_blocks: tuple[int, ...] = ()  # with the router of the encoder

@@ -15,10 +15,12 @@ from softmoe.models import config as config_lib
 from softmoe.moe import experts, layer, mlp, routing
 from softmoe.moe.routers import (
   bias_balanced,
+  expert_threshold,
   experts_choice,
   hashing,
   mixture_of_tokens,
   relu,
+  segment_soft,
   soft,
   threshold,
   tokens_choice,
@@ -93,7 +95,17 @@ ROUTERS = {
     ('k', 'rate', 'capacity_factor'),
     optional=('capacity_factor',),
   ),
+  'quantile_balanced': Entry(
+    bias_balanced.BiasBalanced,
+    ('k', 'capacity_factor'),
+    optional=('capacity_factor',),
+    derive=lambda fields: {'balance_by': 'quantile'},
+  ),
+  'expert_threshold': Entry(expert_threshold.ExpertThreshold, ('k',)),
   'relu': Entry(relu.ReLURouter, ('k',)),
+  'segment_soft': Entry(
+    segment_soft.SegmentSoft, ('segment', 'slots_per_expert', 'scale_init')
+  ),
 }
 OPTIONS = 'config.model.moe.router_options'
 NAMED = (
@@ -219,6 +231,7 @@ def make_mlp(
   return mlp.Mlp(
     config.width,
     mlp_dim,
+    activation=config.activation,
     dtype=jnp.dtype(config.dtype),
     param_dtype=jnp.dtype(config.param_dtype),
     rngs=rngs,

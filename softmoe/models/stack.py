@@ -22,10 +22,12 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import attention, blocks, mixtures
 from softmoe.models.config import TransformerConfig
+from softmoe.moe import mlp
 from softmoe.moe.execution import run as execution
 
 DTYPES = ('float32', 'bfloat16')
-POSITIONS = ('none', 'rotary')
+NORMS = ('pre', 'post')
+POSITIONS = ('none', 'learned', 'rotary')
 
 
 def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
@@ -36,13 +38,21 @@ def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
   return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
 
 
-def make_blocks(config: TransformerConfig, rngs: nnx.Rngs) -> list[Any]:
-  """Creates the blocks; block i has the same parameters, stacked or not."""
+def make_blocks(
+  config: TransformerConfig, rngs: nnx.Rngs, *, cross: bool = False
+) -> list[Any]:
+  """Creates the blocks; block i has the same parameters, stacked or not.
+
+  Args:
+    config: of the stack.
+    rngs: source of the parameters' keys.
+    cross: whether the blocks read a memory.
+  """
   keys = jax.random.split(rngs.params(), config.depth)
   made, start = [], 0
   for moe, length in runs(config):
     create = lambda key, moe=moe: blocks.Block(
-      config, moe=moe, rngs=nnx.Rngs(key)
+      config, moe=moe, cross=cross, rngs=nnx.Rngs(key)
     )
     if config.scan:
       run = jax.vmap(create)(keys[start : start + length])
@@ -58,13 +68,58 @@ def make_blocks(config: TransformerConfig, rngs: nnx.Rngs) -> list[Any]:
 
 def init_caches(
   config: TransformerConfig, batch: int, length: int
-) -> list[attention.Cache]:
+) -> list[blocks.Cache]:
   """Returns an empty cache for each entry; see `attention.init_cache`."""
-  one = attention.init_cache(config, batch, length)
+  make = lambda moe: blocks.init_cache(config, batch, length, moe=moe)
+  one = {moe: make(moe) for moe, _ in runs(config)}
   if not config.scan:
-    return [one] * config.depth
-  many = lambda size: jax.tree.map(lambda v: jnp.stack([v] * size), one)
-  return [many(size) for _, size in runs(config)]
+    return [one[moe] for moe, _ in runs(config)]
+  many = lambda v, size: jnp.stack([v] * size)
+  return [
+    jax.tree.map(lambda v, size=size: many(v, size), one[moe])
+    for moe, size in runs(config)
+  ]
+
+
+def place_caches(
+  caches: list[blocks.Cache], like: Array, config: TransformerConfig
+) -> list[blocks.Cache]:
+  """Returns the caches with their examples where those of `like` are."""
+  if not sharding.is_explicit('data'):
+    return caches
+  axis = int(config.scan)  # which leads
+  spec = jax.P(*(None,) * axis, jax.typeof(like).sharding.spec[0])
+  place = lambda v: jax.reshard(v, spec) if v.ndim > axis else v
+  return jax.tree.map(place, caches)
+
+
+def take_examples(
+  caches: list[blocks.Cache], rows: Array, config: TransformerConfig
+) -> list[blocks.Cache]:
+  """Returns the caches of some examples, by their place in the batch."""
+  axis = int(config.scan)  # which leads
+  take = lambda v, rows: jnp.take(v, rows, axis=axis)
+  # What has no axis of examples is a length, the same for all.
+  return jax.tree.map(
+    lambda v: sharding.by_compiler(take, v, v, rows) if v.ndim > axis else v,
+    caches,
+  )
+
+
+def read_memory(
+  entries: Sequence[Any],
+  config: TransformerConfig,
+  caches: list[blocks.Cache],
+  memory: Float[Array, 'b n d'],
+) -> list[blocks.Cache]:
+  """Returns the caches with what each block reads of a memory."""
+  read = lambda block: block.read(memory)
+  if config.scan:
+    read = lambda entry: jax.lax.map(lambda block: block.read(memory), entry)
+  return [
+    cache._replace(memory=read(entry))
+    for cache, entry in zip(caches, entries, strict=True)
+  ]
 
 
 def apply_blocks(
@@ -73,9 +128,9 @@ def apply_blocks(
   x: Float[Array, 'b n d'],
   key: blocks.Key = None,
   *,
-  caches: list[attention.Cache] | None = None,
+  caches: list[blocks.Cache] | None = None,
   **shared: Any,
-) -> tuple[Float[Array, 'b n d'], dict[str, Any], list[attention.Cache] | None]:
+) -> tuple[Float[Array, 'b n d'], dict[str, Any], list[blocks.Cache] | None]:
   """Runs the blocks in order, a run of stacked ones by one `scan`.
 
   Args:
@@ -86,7 +141,7 @@ def apply_blocks(
     caches: of `init_caches`, or as the last call returned them.
     **shared: arguments of `Block` that are the same for every block, by name:
       `mask`, `token_ids`, `router_options`, `attention_mask`, `causal`,
-      `segments`, `positions`.
+      `segments`, `positions`, `memory`, `memory_mask`.
 
   Returns:
     The tokens, the blocks' `aux` merged, and the caches with the tokens added.
@@ -252,7 +307,13 @@ def check(config: TransformerConfig) -> None:
       heads >= 1 and config.width % heads == 0,
       f'a divisor of the width, {config.width}',
     ),
+    ('norm', config.norm in NORMS, f'one of {NORMS}'),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
+    (
+      'activation',
+      config.activation in mlp.ACTIVATIONS,
+      f'one of {mlp.ACTIVATIONS}',
+    ),
     ('dropout', 0 <= config.dropout < 1, 'in [0, 1)'),
     ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
     ('dtype', config.dtype in DTYPES, floats),
@@ -261,8 +322,8 @@ def check(config: TransformerConfig) -> None:
     ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
   ):
     require(config, field, valid, expected)
-  even = config.positions == 'none' or config.width % (2 * heads) == 0
-  expected = f"'none' with heads of odd width, {config.width // heads}"
+  even = config.positions != 'rotary' or config.width % (2 * heads) == 0
+  expected = f"not 'rotary' with heads of odd width, {config.width // heads}"
   require(config, 'positions', even, expected)
   attention.choose(config.attention, sharding.platform())
   if moe.blocks:

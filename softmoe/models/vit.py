@@ -166,6 +166,8 @@ def check(config: ViTConfig, image_size: tuple[int, int]) -> None:
   for field, valid, expected in (
     ('patch_size', all(1 <= p <= s for p, s in sizes), f'1 to {image_size}'),
     ('pool', config.pool in POOLS, f'one of {POOLS}'),
+    ('norm', config.norm == 'pre', "'pre'"),
+    ('positions', config.positions != 'learned', "'none' or 'rotary'"),
     ('representation_size', config.representation_size >= 0, '0 or more'),
   ):
     stack.require(config, field, valid, expected)

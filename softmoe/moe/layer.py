@@ -4,6 +4,7 @@ Axes: `*b` any leading axes, `b` examples, `m` tokens, `d` width.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import local, mlp, part, routing, totals
+from softmoe.moe import local, mlp, part, pieces, routing, totals
 from softmoe.moe.execution import run as execution
 from softmoe.moe.routers import soft
 
@@ -58,7 +59,8 @@ class MoE(nnx.Module):
         takes `key`, it gets one for each example in training.
       group_size: neighbouring examples whose tokens are routed together. A
         router with `across_examples` routes the tokens at one position of
-        `router.group_size` examples together instead.
+        `router.group_size` examples together instead, one with `segment` the
+        tokens of a piece of one example; see `pieces`.
       implementation: of dropless experts: 'fused', 'grouped', or 'auto', which
         `execution.pairs.choose` decides.
       exchange_chunks: parts in which slots travel to their experts and back,
@@ -81,6 +83,9 @@ class MoE(nnx.Module):
       raise UserError('experts', num_experts, expected)
     if group_size < 1:
       raise UserError('group_size', group_size, 'at least 1')
+    if group_size > 1 and _piece(router):
+      expected = '1, since the router routes segments of one example'
+      raise UserError('group_size', group_size, expected)
     if exchange_chunks < 1:
       raise UserError('exchange_chunks', exchange_chunks, 'at least 1')
     if shared is not None:
@@ -97,6 +102,8 @@ class MoE(nnx.Module):
     *,
     key: PRNGKeyArray | None = None,
     token_ids: Int[Array, '*b m'] | None = None,
+    segments: Int[Array, '*b m'] | None = None,
+    cache: pieces.Cache | None = None,
     **options: Any,
   ) -> tuple[Float[Array, '*b m d_out'], dict[str, Any]]:
     """Returns the layer's output and `aux`.
@@ -105,21 +112,27 @@ class MoE(nnx.Module):
       x: tokens; the leading axes hold the examples.
       mask: False where a token is padding: it reaches no expert and gets zero.
       key: for noise in routing and experts; None at evaluation.
-      token_ids: for a router that looks at the vocabulary.
+      token_ids: for a router whose call takes them; others never see them.
+      segments: documents by number, which a router that hands outputs on keeps
+        apart; None: one. Others have no use for them.
+      cache: of the tokens before x, from `init_cache` or the last call, with as
+        many examples; None: there are none.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
       y: as x, with the experts' output width.
-      aux: {'losses', 'metrics', 'weights'}, each {name: scalar}. Losses are to
-        be added to the training loss as they are. They and the router's
-        metrics are means over the groups that hold a token; so are those of a
-        dense router, `dispatch_max` and `combine_max`, the largest weight in a
-        slot and in a token, and of a sparse one `used_experts`, the part of the
-        experts that keep a token of the group. The other metrics are per token:
+      aux: {'losses', 'metrics', 'weights'}, each {name: scalar}, and 'cache',
+        for the tokens after x, if one was given. Losses are to be added to the
+        training loss as they are. They and the router's metrics are means over
+        the groups that hold a token; so are those of a dense router,
+        `dispatch_max` and `combine_max`, the largest weight in a slot and in a
+        token, and of a sparse one `used_experts`, the part of the experts that
+        keep a token of the group. The other metrics are per token:
         `executed`, the experts that run, and `flops`, what they compute; of a
-        sparse router also those `wanted` and `granted`. No padding is in any of these, but
-        slots and buffers run whether padding fills them or not: `executed` and
-        `flops` are all that ran, for each token that is not padding.
+        sparse router also those `wanted` and `granted`. No padding is in any of
+        these, but slots and buffers run whether padding fills them or not:
+        `executed` and `flops` are all that ran, for each token that is not
+        padding.
         The loss `steer_NAME` of a `routing.Steered` parameter has the value 0,
         and the statistic of its rule as the gradient; see `optim.steered`.
         Weights, without gradient, are for the mean over several calls, as in
@@ -129,21 +142,22 @@ class MoE(nnx.Module):
 
     Raises:
       ValueError: the examples do not fill the groups, or the router's, or
-        dropless experts take `key`.
+        dropless experts take `key`, or there is a cache that the router has no
+        use for.
     """
-    tokens = self._tokens(x, mask, token_ids, key)
-    size, across = self._grouping(tokens)
+    tokens = self._tokens(x, mask, token_ids, key, segments, cache)
     apply = functools.partial(
       local.apply,
-      size=size,
-      across=across,
+      **self._grouping(tokens),
       implementation=self.implementation,
       exchange_chunks=self.exchange_chunks,
     )
     experts = jax.tree.map(sharding.by_expert, self.experts)
-    y, aux = self._run(apply, tokens, options, experts, self.shared)
+    (y, grown), aux = self._run(apply, tokens, options, experts, self.shared)
     steer = totals.steering(self.router, aux.pop('steer'))
     aux['losses'] |= steer
+    if cache is not None:
+      aux['cache'] = jax.tree.map(sharding.place_like, grown, cache)
     return sharding.unflatten(y, x), aux
 
   def route(
@@ -153,6 +167,7 @@ class MoE(nnx.Module):
     *,
     key: PRNGKeyArray | None = None,
     token_ids: Int[Array, '*b m'] | None = None,
+    segments: Int[Array, '*b m'] | None = None,
     **options: Any,
   ) -> routing.Slots | routing.Assignment:
     """Returns where tokens would go, and runs no expert.
@@ -161,31 +176,71 @@ class MoE(nnx.Module):
       x: tokens; the leading axes hold the examples.
       mask: False where a token is padding.
       key: for routing noise; None at evaluation.
-      token_ids: for a router that looks at the vocabulary.
+      token_ids: for a router whose call takes them; others never see them.
+      segments: documents by number; see the call.
       **options: passed on to the router, such as `threshold`.
 
     Returns:
       The routing of each token, its arrays with leading axes, and split, as x.
-      Slots are those of the token's group; an assignment has `granted`, the
-      pairs that experts keep. Its `capacity` is that of a group.
+      Slots are those of the token's group, but where outputs are handed on: a
+      token's `combine` is then for the slots of the piece before. An assignment
+      has `granted`, the pairs that experts keep. Its `capacity` is that of a
+      group.
 
     Raises:
       ValueError: the examples do not fill the groups, or the router's.
     """
-    tokens = self._tokens(x, mask, token_ids, key)
-    size, across = self._grouping(tokens)
-    route = functools.partial(local.route, size=size, across=across)
+    tokens = self._tokens(x, mask, token_ids, key, segments, None)
+    route = functools.partial(local.route, **self._grouping(tokens))
     routed, _ = self._run(route, tokens, options)
     return jax.tree.map(lambda v: sharding.unflatten(v, x), routed)
 
-  def _tokens(self, x, mask, token_ids, key) -> local.Tokens:
-    flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
-    tokens = sharding.flatten(x, 2)
-    keys = None if key is None else jax.random.split(key, len(tokens))
-    return local.Tokens(tokens, flat(mask, 1), flat(token_ids, 1), keys)
+  def init_cache(
+    self, batch: int, dtype: jax.typing.DTypeLike = jnp.float32
+  ) -> pieces.Cache | None:
+    """Returns a cache for examples that have no tokens yet.
 
-  def _grouping(self, tokens: local.Tokens) -> tuple[int, bool]:
-    """Returns the examples of a group and whether it goes across them."""
+    It is split as a batch is that fills the mesh, and whole where this one does
+    not; the layer returns it split as it got it.
+
+    Args:
+      batch: number of examples.
+      dtype: of the tokens.
+
+    Returns:
+      None where the router needs none: no token's output depends on others, or
+      on others at its position alone.
+    """
+    size = _piece(self.router)
+    if size is None:
+      return None
+    e, s = self.router.num_experts, self.router.slots_per_expert
+    tokens = jax.ShapeDtypeStruct((batch, size, self.router.width), dtype)
+    slots = jax.ShapeDtypeStruct((e, batch, s, self.router.width), dtype)
+    # Of any place: a mesh splits the experts, and nothing that they work on.
+    bare = lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype)
+    experts = jax.tree.map(bare, self.experts)
+    outputs = jax.eval_shape(lambda f, x: f(x), experts, slots)
+    return pieces.init_cache(tokens, outputs)
+
+  def _tokens(self, x, mask, token_ids, key, segments, cache) -> local.Tokens:
+    flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
+    call = inspect.signature(self.router.__call__)
+    token_ids = token_ids if 'token_ids' in call.parameters else None
+    flat_x = sharding.flatten(x, 2)
+    keys = None if key is None else jax.random.split(key, len(flat_x))
+    tokens = local.Tokens(flat_x, flat(mask, 1), flat(token_ids, 1), keys)
+    if cache is not None and not _piece(self.router):
+      raise UserError('cache', 'one', 'None, since the router needs none')
+    if cache is not None and len(cache.length) != len(flat_x):
+      expected = f'{len(flat_x)}, as many as x has'
+      raise UserError('cache', f'{len(cache.length)} examples', expected)
+    if _piece(self.router):
+      return tokens._replace(segments=flat(segments, 1), cache=cache)
+    return tokens
+
+  def _grouping(self, tokens: local.Tokens) -> dict[str, Any]:
+    """Returns which tokens are routed together; see `local.apply`."""
     num_examples = len(tokens.x)
     across = getattr(self.router, 'across_examples', False)
     size = self.router.group_size if across else self.group_size
@@ -199,7 +254,7 @@ class MoE(nnx.Module):
         f'a multiple of {parts}, the group size times the devices that they are'
         ' split over',
       )
-    return size, across
+    return dict(size=size, across=across, piece=_piece(self.router))
 
   def _run(self, apply, tokens, options, *modules) -> Any:
     """Returns what `apply` does on all devices."""
@@ -277,6 +332,11 @@ class SoftMoE(MoE):
       expert or make_mlp, num_experts, init=expert_init, rngs=rngs
     )
     super().__init__(router, experts)
+
+
+def _piece(router: routing.Router) -> int | None:
+  """Returns the tokens of a piece; None: the router takes examples whole."""
+  return getattr(router, 'segment', None)
 
 
 def _is_array(value: Any) -> bool:

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import groups, routing, totals
+from softmoe.moe import groups, pieces, routing, totals
 from softmoe.moe import part as part_lib
 from softmoe.moe.execution import run as execution
 
@@ -23,6 +23,8 @@ class Tokens(NamedTuple):
   mask: Any  # (b, m) or None
   ids: Any  # (b, m) or None
   keys: Any  # (b,) or None: of each example, whatever device it is on
+  segments: Any = None  # (b, m) or None; for pieces, as is what follows
+  cache: Any = None  # a `pieces.Cache` or None
 
 
 def apply(
@@ -36,10 +38,11 @@ def apply(
   *,
   size: int,
   across: bool,
+  piece: int | None,
   implementation: str,
   exchange_chunks: int,
-) -> tuple[Float[Array, 'b m d_out'], dict[str, dict[str, Array]]]:
-  """Returns the layer's output here, and losses and metrics of all devices.
+) -> tuple[Any, dict[str, dict[str, Array]]]:
+  """Returns output and cache here, and losses and metrics of all devices.
 
   Args:
     static: options for the router that are not arrays.
@@ -51,11 +54,20 @@ def apply(
     tokens: of this device.
     size: examples of a group.
     across: whether a group goes across examples.
+    piece: tokens of a piece; None: examples stay whole. See `pieces`.
     implementation: of dropless experts.
     exchange_chunks: of what travels.
+
+  Returns:
+    The output (b, m, d_out) and the cache, or None without one, of this device;
+    and the sums over all of them.
   """
-  tokens, grouped = _group(tokens, size, across)
-  routed, aux = _route(router, static | arrays, grouped)
+  tokens = _hide_padding(tokens)
+  cut = _cut(tokens, piece)
+  laid = _lay_out(tokens, cut)
+  grouped = _group(laid, size, across)
+  routed, aux = _route(router, static | arrays, grouped, cut)
+  real = grouped.mask if cut is None else cut.by_piece(cut.is_new())
   result = execution.run(
     routed,
     grouped.x,
@@ -63,21 +75,23 @@ def apply(
     part.experts,
     implementation,
     exchange_chunks,
-    grouped.mask,
-    _group_keys(grouped, tokens.x.shape[1] if across else 1),
+    real,
+    _group_keys(grouped, len(grouped.x) * size // len(tokens.x)),
     part.whole,
+    None if cut is None else cut.relay(tokens.cache),
   )
-  y = groups.join(result.y, tokens.x.shape[:2], across)
+  y = _join(result.y, laid, cut, across)
   every = None if shared is None else _shared(shared, tokens)
   if tokens.mask is not None:
     hide = lambda v: jnp.where(tokens.mask[..., None], v, 0)
     y, every = jax.tree.map(hide, (y, every))
-  real = grouped.mask
   if real is None:
     real = jnp.ones(grouped.x.shape[:2], bool)
   rules = {name: routing.rule(router, name) for name in aux.steer}
   y = part.merge_output(y, every)
-  return y, totals.totals(aux, result, real, experts.flops(), rules, part.total)
+  flops = experts.flops()
+  sums = totals.totals(aux, result, real, flops, rules, part.total)
+  return (y, _grow(cut, result.last, part)), sums
 
 
 def route(
@@ -89,33 +103,82 @@ def route(
   *,
   size: int,
   across: bool,
+  piece: int | None,
 ) -> tuple[routing.Slots | routing.Assignment, tuple[()]]:
   """Returns where the tokens of this device go; see `apply`."""
-  tokens, grouped = _group(tokens, size, across)
-  routed, _ = _route(router, static | arrays, grouped)
-  shape = tokens.x.shape[:2]
-  join = lambda v: part.merge(groups.join(v, shape, across))
+  tokens = _hide_padding(tokens)
+  cut = _cut(tokens, piece)
+  laid = _lay_out(tokens, cut)
+  grouped = _group(laid, size, across)
+  routed, _ = _route(router, static | arrays, grouped, cut)
+  join = lambda v: part.merge(_join(v, laid, cut, across))
   return jax.tree.map(join, execution.grant(routed)), ()
 
 
-def _group(tokens: Tokens, size: int, across: bool) -> tuple[Tokens, Tokens]:
-  """Returns the tokens with zeros for padding, as they are and in groups."""
-  x, mask, ids, keys = tokens
-  if mask is not None:
-    x = jnp.where(mask[..., None], x, 0)  # NaN in padding must not spread
+def _hide_padding(tokens: Tokens) -> Tokens:
+  if tokens.mask is None:
+    return tokens
+  # NaN in padding must not spread.
+  return tokens._replace(x=jnp.where(tokens.mask[..., None], tokens.x, 0))
+
+
+def _cut(tokens: Tokens, piece: int | None) -> pieces.Cut | None:
+  if piece is None:
+    return None
+  x, mask, _, _, segments, cache = tokens
+  return pieces.cut(x, mask, segments, piece, cache)
+
+
+def _lay_out(tokens: Tokens, cut: pieces.Cut | None) -> Tokens:
+  """Returns the tokens that are routed; pieces are examples of their own."""
+  if cut is None:
+    return tokens
+  x, mask = map(cut.by_piece, (cut.x, cut.writes()))
+  keys = tokens.keys
+  keys = None if keys is None else jnp.repeat(keys, cut.num, axis=0)
+  return Tokens(x, mask, None, keys)
+
+
+def _group(tokens: Tokens, size: int, across: bool) -> Tokens:
+  """Returns the tokens in groups."""
+  x, mask, ids, keys, *_ = tokens
   if keys is not None:
     keys = jnp.broadcast_to(keys[:, None], x.shape[:2])
   grouped = (
     None if v is None else groups.split(v, size, across)
     for v in (x, mask, ids, keys)
   )
-  return tokens._replace(x=x), Tokens(*grouped)
+  return Tokens(*grouped)
+
+
+def _join(
+  v: Array, laid: Tokens, cut: pieces.Cut | None, across: bool
+) -> Array:
+  """Returns what groups have of the tokens of the call."""
+  v = groups.join(v, laid.x.shape[:2], across)
+  return v if cut is None else cut.new(v)
+
+
+def _grow(
+  cut: pieces.Cut | None, last: Array | None, part: part_lib.Part
+) -> pieces.Cache | None:
+  """Returns the cache for what comes after, alike on all copies."""
+  if cut is None or last is None:
+    return None
+  *rest, outputs = cut.grown(last)
+  outputs = part.merge_output(outputs, None)
+  return pieces.Cache(*map(part.merge, rest), outputs=outputs)
 
 
 def _route(
-  router: routing.Router, options: dict[str, Any], grouped: Tokens
+  router: routing.Router,
+  options: dict[str, Any],
+  grouped: Tokens,
+  cut: pieces.Cut | None,
 ) -> tuple[Any, routing.Aux]:
-  return jax.vmap(functools.partial(_route_group, router, options))(grouped)
+  route = functools.partial(_route_group, router, options)
+  routed, aux = jax.vmap(route)(grouped)
+  return routed if cut is None else cut.limit(routed), aux
 
 
 def _route_group(

@@ -1,5 +1,7 @@
 """The transformer's MLP, which is also the default expert."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,14 +9,23 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from softmoe.errors import UserError
 from softmoe.moe.execution import grouped_matmul
+
+_ACTIVATIONS = {
+  'gelu': functools.partial(jax.nn.gelu, approximate=True),
+  'relu': jax.nn.relu,
+  'swiglu': jax.nn.silu,
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
 class Mlp(nnx.Module):
-  """Linear, GELU (tanh approximation), Linear.
+  """Linear, activation, Linear.
 
-  Kernels start Xavier uniform and biases normal(1e-6), as in AugReg
-  (https://arxiv.org/abs/2106.10270).
+  With 'swiglu' (https://arxiv.org/abs/2002.05202) a third matrix makes what the
+  activated half is multiplied by. Kernels start Xavier uniform and biases
+  normal(1e-6), as in AugReg (https://arxiv.org/abs/2106.10270).
   """
 
   def __init__(
@@ -22,12 +33,28 @@ class Mlp(nnx.Module):
     width: int,
     mlp_dim: int,
     *,
+    activation: str = 'gelu',
     dtype: jax.typing.DTypeLike | None = None,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    """Creates the parameters.
+
+    Args:
+      width: of a token.
+      mlp_dim: hidden width.
+      activation: 'gelu' (its tanh approximation), 'relu' or 'swiglu'.
+      dtype: of the computation; None: as the tokens and parameters.
+      param_dtype: of the parameters.
+      rngs: source of the parameters' keys.
+
+    Raises:
+      UserError: the activation is unknown.
+    """
+    if activation not in ACTIVATIONS:
+      raise UserError('activation', activation, f'one of {ACTIVATIONS}')
     init = nnx.initializers
-    self.dtype = dtype
+    self.dtype, self.activation = dtype, activation
     options = dict(
       kernel_init=init.xavier_uniform(),
       bias_init=init.normal(1e-6),
@@ -37,10 +64,12 @@ class Mlp(nnx.Module):
     )
     self.up = nnx.Linear(width, mlp_dim, **options)
     self.down = nnx.Linear(mlp_dim, width, **options)
+    if activation == 'swiglu':
+      self.factor = nnx.Linear(width, mlp_dim, **options)
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Applies the MLP to every token by itself."""
-    return self.down(jax.nn.gelu(self.up(x), approximate=True))
+    return self.down(self._hidden(lambda linear: linear(x)))
 
   def gated(
     self, x: Float[Array, 'n d'], gates: Float[Array, ' n']
@@ -50,7 +79,7 @@ class Mlp(nnx.Module):
     The gates enter before the last matmul, so that their gradient does not need
     its output.
     """
-    h = jax.nn.gelu(self.up(x), approximate=True)
+    h = self._hidden(lambda linear: linear(x))
     down: Any = self.down
     h, kernel, bias, gates = down.promote_dtype(
       (h, down.kernel[...], down.bias[...], gates[:, None]), dtype=down.dtype
@@ -66,9 +95,14 @@ class Mlp(nnx.Module):
       x: rows; those past the last group's come back as anything.
       group_sizes: number of rows of each expert.
     """
-    h = _grouped_linear(self.up, x, group_sizes)
-    h = jax.nn.gelu(h, approximate=True)
-    return _grouped_linear(self.down, h, group_sizes)
+    apply = lambda linear, x: _grouped_linear(linear, x, group_sizes)
+    h = self._hidden(lambda linear: apply(linear, x))
+    return apply(self.down, h)
+
+  def _hidden(self, apply: Callable[[Any], Array]) -> Float[Array, '*b f']:
+    """Returns what the last matmul takes, given how to apply a `Linear`."""
+    h = _ACTIVATIONS[self.activation](apply(self.up))
+    return h * apply(self.factor) if self.activation == 'swiglu' else h
 
 
 def _grouped_linear(

@@ -216,8 +216,9 @@ class Router(Protocol):
   evaluation, which is free of noise; and what a caller of the layer passes on,
   such as a threshold. Returns `(Slots | Assignment, Aux)`.
 
-  The attributes `across_examples` and `group_size` are read where they are
-  there; see `MoE`.
+  The attributes `across_examples` with `group_size`, and `segment` with `width`
+  and `slots_per_expert`, are read where they are there; see `MoE`. One with
+  `segment` gets no token ids.
   """
 
   num_experts: int

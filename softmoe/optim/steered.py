@@ -57,7 +57,7 @@ def without(gradients: Any, model: Any) -> Any:
   """Returns the gradients, with 0 where a statistic is in their place.
 
   Args:
-    gradients: a tree as that of the parameters.
+    gradients: a tree as that of the parameters; or the parameters, or updates.
     model: as in `steered`.
   """
   return _hidden(gradients, _by_path(rules(model)))

@@ -1,7 +1,7 @@
 """The directory of one run: who owns it, and what it holds.
 
-`config.json`, `params.txt`, `metrics.jsonl`, TensorBoard events,
-`checkpoints/`, and at the end `result.json`.
+`config.json`, `params.txt`, what the task keeps (a tokenizer), `metrics.jsonl`,
+TensorBoard events, `checkpoints/`, and at the end `result.json`.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.process import peers
 from softmoe.runs import checkpoint
+from softmoe.tasks import registry
 
 # Fields that may change from one start of a run to the next: none of them
 # changes a number that the run computes, but for the order of a sum.
@@ -157,6 +158,7 @@ def find_checkpoint(
   """
   workdir = pathlib.Path(workdir).expanduser()
   config = read_config(workdir)
+  config = registry.find(config.task).located(config, workdir)
   if not (workdir / 'checkpoints').exists():
     raise UserError('--workdir', str(workdir), 'a run with a checkpoint')
   with open_checkpoints(workdir, config) as checkpoints:

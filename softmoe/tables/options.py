@@ -2,24 +2,17 @@
 
 import argparse
 import pathlib
-from typing import NoReturn
 
-from softmoe.errors import UserError
+from softmoe.process import arguments
 from softmoe.tables import folders as folders_lib
 from softmoe.tables import suite as suite_lib
 
 
-class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line."""
+class Parser(arguments.Parser):
+  """The parser of a table."""
 
   def __init__(self, table: str, description: str):
-    super().__init__(
-      f'softmoe.tables {table}', description=description, allow_abbrev=False
-    )
-
-  def error(self, message: str) -> NoReturn:
-    """Raises a UserError."""
-    raise UserError('arguments', self.prog, message)
+    super().__init__(f'softmoe.tables {table}', description)
 
 
 def suite_parser(table: str, description: str) -> Parser:
@@ -31,13 +24,6 @@ def suite_parser(table: str, description: str) -> Parser:
       f'--{name}', default=name, metavar='DIR', help=f'of {holds}'
     )
   return parser
-
-
-def positive(text: str) -> int:
-  """Returns a number of at least 1; argparse's type."""
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f'{text!r} is not 1 or more')
-  return int(text)
 
 
 def open_suite(

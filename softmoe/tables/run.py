@@ -6,6 +6,7 @@ python -m softmoe.tables run SUITE
 import shlex
 import sys
 
+from softmoe.process import arguments
 from softmoe.tables import options as options_lib
 from softmoe.tables import page, runner
 
@@ -15,7 +16,7 @@ def main(argv: list[str]) -> None:
   parser = options_lib.suite_parser('run', 'Does the runs of a suite.')
   parser.add_argument('--only', metavar='RUN', help='one run alone')
   parser.add_argument(
-    '--workers', type=options_lib.positive, metavar='N', help='runs at once'
+    '--workers', type=arguments.positive, metavar='N', help='runs at once'
   )
   parser.add_argument(
     '--print', action='store_true', help='one command a run, for array jobs'

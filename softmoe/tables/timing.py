@@ -17,7 +17,7 @@ from flax import nnx
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
-from softmoe.process import launch
+from softmoe.process import arguments, launch
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tables import folders as folders_lib
@@ -30,7 +30,7 @@ from softmoe.training import step as step_lib
 def main(argv: list[str]) -> None:
   """Times the models of the suite that the arguments name."""
   parser = options_lib.suite_parser('time', 'Times each model of a suite.')
-  parser.add_argument('--rounds', type=options_lib.positive, default=20)
+  parser.add_argument('--rounds', type=arguments.positive, default=20)
   options = parser.parse_args(argv)
   _, found, folders = options_lib.open_suite(options)
   launch.use_huge_pages()

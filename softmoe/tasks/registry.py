@@ -6,6 +6,8 @@ from softmoe.tasks import task as task_lib
 
 TASKS = {
   'classification': 'softmoe.tasks.classification:Classification',
+  'language': 'softmoe.tasks.language:Language',
+  'translation': 'softmoe.tasks.translation:Translation',
 }
 
 

@@ -7,7 +7,8 @@ costs, `plan`, tables) works on any task. `config.task` names it: one of
 """
 
 import abc
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,22 +27,6 @@ Rows = Integer[np.ndarray, ' n']
 Evaluator = Callable[[Params, str], dict[str, float]]
 
 
-class Loss(NamedTuple):
-  """What a model makes of a batch: sums, so that parts of a batch add up.
-
-  Attributes:
-    sum: of the loss over whatever it is a mean of: examples, tokens.
-    weight: how many of these there are, padding aside.
-    metrics: sums over the same.
-    aux: what MoE layers return beside their output, with weights of their own.
-  """
-
-  sum: Float[Array, '']
-  weight: Float[Array, '']
-  metrics: dict[str, Array] = {}
-  aux: dict[str, dict[str, Array]] = {}
-
-
 class Mean(NamedTuple):
   """A mean that is not divided yet.
 
@@ -56,6 +41,22 @@ class Mean(NamedTuple):
   def value(self) -> Float[Array, '']:
     """Returns the mean."""
     return self.total / nonzero(self.weight)
+
+
+class Loss(NamedTuple):
+  """What a model makes of a batch: sums, so that parts of a batch add up.
+
+  Attributes:
+    sum: of the loss over whatever it is a mean of: examples, tokens.
+    weight: how many of these there are, padding aside.
+    metrics: sums over the same; or a `Mean`, over something else.
+    aux: what MoE layers return beside their output, with weights of their own.
+  """
+
+  sum: Float[Array, '']
+  weight: Float[Array, '']
+  metrics: Mapping[str, Array | Mean] = {}
+  aux: dict[str, dict[str, Array]] = {}
 
 
 class Task(abc.ABC):
@@ -118,6 +119,25 @@ class Task(abc.ABC):
     """
     return ''
 
+  def files(self) -> dict[str, bytes]:
+    """Returns what a run keeps in its workdir, by name, such as a tokenizer.
+
+    Raises:
+      UserError: something is missing or corrupt.
+    """
+    return {}
+
+  @classmethod
+  def located(cls, config: Any, workdir: pathlib.Path) -> Any:
+    """Returns a run's config, with what it kept in place of what it read.
+
+    Args:
+      config: of the run.
+      workdir: with its `files`.
+    """
+    del workdir
+    return config
+
   @abc.abstractmethod
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and types of a training batch of `size` examples."""
@@ -153,6 +173,20 @@ class Task(abc.ABC):
 
     It is the program whose cost `costs` and `plan` tell as that of inference.
     """
+
+  def write(self, model: Any, prompts: list[str], how: Any) -> list[str]:
+    """Returns what a model makes of each prompt, as `generate` prints it.
+
+    Args:
+      model: of `make_model`, trained.
+      prompts: text that is to be gone on from, or translated.
+      how: a `models.generation.Sampling`.
+
+    Raises:
+      UserError: the task writes nothing, or a prompt is too long.
+    """
+    del model, prompts, how
+    raise UserError('config.task', self.config.task, 'a task that writes')
 
   def features(self, model: Any, batch: Batch) -> Float[Array, 'b d']:
     """Returns what the model makes of a batch of images before its head.
@@ -198,6 +232,10 @@ class Task(abc.ABC):
       raise UserError('config.init_head', 'reset', expected)
     return params
 
+  def notes(self) -> dict[str, str]:
+    """Returns what a reader of the metrics has to know, by name."""
+    return {}
+
   @abc.abstractmethod
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
@@ -218,7 +256,10 @@ def losses(loss: Loss) -> dict[str, Mean]:
 
 def metrics(loss: Loss) -> dict[str, Mean]:
   """Returns the metrics, those of MoE layers as `moe/NAME`."""
-  own = {name: Mean(v, loss.weight) for name, v in loss.metrics.items()}
+  own = {
+    name: value if isinstance(value, Mean) else Mean(value, loss.weight)
+    for name, value in loss.metrics.items()
+  }
   return own | _weighted(loss, loss.aux.get('metrics', {}))
 
 

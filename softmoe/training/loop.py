@@ -167,7 +167,9 @@ def batches(
 def _describe(
   experiment: experiment_lib.Experiment, workdir: pathlib.Path
 ) -> None:
-  """Makes the workdir this run's: `config.json` and `params.txt`."""
+  """Makes the workdir this run's: its files, `config.json`, `params.txt`."""
+  for name, content in experiment.task.files().items():
+    (workdir / name).write_bytes(content)
   workdir_lib.write_json(
     workdir / 'config.json', config_lib.to_dict(experiment.config)
   )
@@ -210,6 +212,7 @@ def _result(
     'steps': config.steps,
     'split': config.data.eval_split,
     **evaluation,
+    **({'notes': notes} if (notes := experiment.task.notes()) else {}),
     'params': experiment.num_params(),
     'data': config.data.fingerprint,
     'metric': config.checkpoint.best_metric,

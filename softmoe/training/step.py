@@ -24,8 +24,8 @@ def make_train_step(experiment: experiment_lib.Experiment) -> Any:
 
   The state is donated. The batch is one of the task's, split over all devices.
   Metrics are float32 scalars: `loss` (with auxiliary losses), the task's own,
-  `learning_rate`, the norms of gradients, parameters and updates, and those of
-  the MoE blocks as `moe/NAME`.
+  `learning_rate`, the norms of gradients, parameters and updates without what
+  is steered, and those of the MoE blocks as `moe/NAME`.
   """
 
   def train_step(state, batch):
@@ -140,13 +140,12 @@ def _update(
     state['ema'],
     params if decay else {},
   )
+  norm = lambda tree: optax.tree.norm(steered.without(tree, experiment.rules))
   metrics: Any = {
     'learning_rate': experiment.schedule(state['step']),
-    'gradient_norm': optax.tree.norm(
-      steered.without(gradients, experiment.rules)
-    ),
-    'parameter_norm': optax.tree.norm(params),
-    'update_norm': optax.tree.norm(updates),
+    'gradient_norm': norm(gradients),
+    'parameter_norm': norm(params),
+    'update_norm': norm(updates),
   }
   return state_lib.TrainState(
     step=state['step'] + 1, params=params, opt_state=opt_state, ema=ema

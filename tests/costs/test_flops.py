@@ -77,6 +77,21 @@ def test_soft_moe_costs_its_slots_and_its_routing():
   assert soft - dense == pytest.approx(expected, rel=0.1)
 
 
+def test_segments_cost_what_as_many_slots_cost_less_their_routing():
+  config = tiny(width=128, mlp_dim=256)
+  slots = dict(blocks=(1,), num_experts=4, slots_per_expert=4)
+  config.model.moe.update(slots)
+  soft = flops.forward(experiment_lib.parse(config))
+  config.model.moe.update(
+    slots | dict(router='segment_soft', slots_per_expert=1, segment=16)
+  )
+  ours = flops.forward(experiment_lib.parse(config))
+  assert ours.is_fixed and ours.active == soft.active == (16 / 64 / 4,)
+  routing = 3 * 2 * 64 * 128 * 4  # logits, dispatch, combine; 16 slots: 4-fold
+  expected = soft.flops() - 3 * routing
+  assert ours.flops() == pytest.approx(expected, rel=0.01)
+
+
 def sparse(router, **fields):
   """Returns the FLOPs beyond the dense model's, of one MoE block of three."""
   config = tiny(width=128, mlp_dim=256)

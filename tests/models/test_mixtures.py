@@ -110,6 +110,8 @@ def test_routers_get_their_fields():
   assert shapes(router) == {'kernel': (WIDTH, 6)}
   assert make('mixture_of_tokens', group_size=3).router.group_size == 3
   assert make('relu', k=2).router.k == 2
+  assert make('quantile_balanced', k=3).router.candidates.rule.share == 3 / 4
+  assert make('expert_threshold', k=2).router.k == 2
   assert make('bias_balanced', rate=0.5).router.bias.rule.rate == 0.5
   assert make('experts_choice', softmax_over='tokens').router.softmax_over == (
     'tokens'
@@ -192,6 +194,8 @@ OPTIONS = 'router_options: got'
   [
     ('tokens_choice', dict(k=5), 'k: got 5; 1 to 4, the number of experts'),
     ('bias_balanced', dict(k=5), 'k: got 5; 1 to 4, the number of experts'),
+    ('quantile_balanced', dict(rate=0.5), 'rate: got 0.5; 0.001: the router '),
+    ('expert_threshold', dict(k=5), 'k: got 5; above 0, at most 4'),
     ('relu', dict(k=5), 'k: got 5; above 0, at most 4'),
     ('threshold', dict(threshold=1.5), 'threshold: got 1.5; above 0, at most'),
     ('tokens_choice', dict(capacity_factor=-1.0), 'capacity_factor: got -1.0'),

@@ -173,7 +173,49 @@ def test_caches_go_on_token_by_token(config):
     y, _, caches = step(x[:, i : i + 1], ids[:, i : i + 1], caches)
     outputs.append(y)
   assert len(caches) == len(entries)
-  assert all(np.all(cache.length == 5) for cache in caches)
+  assert all(np.all(cache.attention.length == 5) for cache in caches)
+  np.testing.assert_allclose(
+    jnp.concatenate(outputs, axis=1), expected, rtol=1e-5, atol=1e-5
+  )
+
+
+CAUSAL = {
+  'threshold': {},
+  'tokens_choice': dict(k=2),
+  'bias_balanced': dict(k=2),
+  'relu': dict(k=2),
+  'hash': dict(router_options=(('vocab_size', 20),)),
+  'mixture_of_tokens': dict(group_size=4),
+  'segment_soft': dict(segment=2, slots_per_expert=2, shared_dim=8),
+}
+
+
+@pytest.mark.parametrize(
+  ('router', 'scan'),
+  [*((router, False) for router in CAUSAL), ('segment_soft', True)],
+)
+def test_caches_of_every_causal_router_after_a_prompt(router, scan):
+  moe = model_config.MoEConfig(
+    router=router,
+    blocks=(0, 1) if scan else (1,),
+    num_experts=4,
+    **CAUSAL[router],
+  )
+  config = dataclasses.replace(CONFIG, depth=2, scan=scan, moe=moe)
+  entries, x = make(config), draw_tokens()
+  # Only a router that looks at them takes ids.
+  named = lambda ids: {'token_ids': ids} if router == 'hash' else {}
+  run = jax.jit(
+    lambda x, ids, caches: stack.apply_blocks(
+      entries, config, x, caches=caches, causal=True, **named(ids)
+    )
+  )
+  ids = jnp.arange(20).reshape(4, 5)
+  expected, _, _ = run(x, ids, None)
+  caches, outputs = stack.init_caches(config, 4, 7), []
+  for tokens in (np.s_[:, :3], np.s_[:, 3:4], np.s_[:, 4:]):
+    y, _, caches = run(x[tokens], ids[tokens], caches)
+    outputs.append(y)
   np.testing.assert_allclose(
     jnp.concatenate(outputs, axis=1), expected, rtol=1e-5, atol=1e-5
   )

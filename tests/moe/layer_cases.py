@@ -39,7 +39,12 @@ CASES = {
   'threshold dropless': THRESHOLD | dict(threshold=0.6),
   'bias_balanced': BIAS_BALANCED | dict(capacity_factor=0.8),
   'bias_balanced dropless': BIAS_BALANCED | dict(shared_dim=4),
+  'quantile_balanced': dict(router='quantile_balanced', k=2),
+  'expert_threshold': dict(router='expert_threshold', k=2, group_size=2),
   'relu': dict(router='relu', k=2, group_size=2),
+  'segment_soft': dict(
+    router='segment_soft', segment=2, slots_per_expert=2, shared_dim=4
+  ),
   'hash': dict(router='hash'),
   # As accelerators do it.
   'tokens_choice grouped': TOP_2 | dict(group_size=2),
@@ -47,7 +52,8 @@ CASES = {
 }
 CAPACITY = {'tokens_choice', 'experts_choice', 'threshold', 'bias_balanced'}
 GROUPED = {'tokens_choice grouped', 'hash grouped'}
-DROPLESS = {name for name in CASES if 'dropless' in name} | {'relu', 'hash'}
+DROPLESS = {name for name in CASES if 'dropless' in name}
+DROPLESS |= {'quantile_balanced', 'expert_threshold', 'relu', 'hash'}
 SLOTS = set(CASES) - CAPACITY - DROPLESS - GROUPED
 
 # Examples, tokens, width, experts, hidden width.

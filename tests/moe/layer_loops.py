@@ -13,6 +13,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.moe import routing
+from tests.moe import piece_loops
 from tests.moe.layer_cases import CASES, QUICK, draw, make
 
 
@@ -106,7 +107,13 @@ def groups_of(b, m, size, across):
 @functools.cache
 def by_loops(name, shape, seed):
   """Returns what `run` returns, and the layer's counts of pairs."""
-  params, x, mask, ids, key, dy = draw(name, shape, seed)
+  case = draw(name, shape, seed)
+  return by_loops_of(name, shape, case, np.zeros(case[2].shape, np.int32))
+
+
+def by_loops_of(name, shape, case, segments):
+  """Returns the same of a case whose tokens are of several documents."""
+  params, x, mask, ids, key, dy = case
   module, route = make(name, shape), router_of(name, shape)
   across = getattr(module.router, 'across_examples', False)
   size = CASES[name].get('group_size', 1)
@@ -122,8 +129,20 @@ def by_loops(name, shape, seed):
     y, pull = mlp_in_numpy(take(params), x)
     return y, lambda dy: pull(dy, take(dparams))
 
+  def one_piece(x, writes, weights):
+    share = np.float32(0)
+    return route(params['router'], x, writes, None, None, weights, share)
+
   for group in groups:
     at = tuple(np.array(group).T)
+    if hasattr(module.router, 'segment'):
+      piece = module.router.segment
+      of_example = x[at], mask[at], segments[at], dy[at]
+      y[at], dx[at], gradients = piece_loops.run_example(
+        one_piece, *of_example, piece, expert
+      )
+      dparams['router'] = functools.reduce(add, gradients, dparams['router'])
+      continue
     routed_by = (
       params.get('router', {}),
       x[at],
@@ -142,7 +161,7 @@ def by_loops(name, shape, seed):
     add_counts(losses, {k: v * share for k, v in aux.losses.items()})
     add_counts(counts, count)
     if not dense:
-      errors.append(errors_of(module.router, routed, mask[at]))
+      errors.append(errors_of(module.router, routed, aux.steer, mask[at]))
   if 'shared' in params:
     for at in zip(*np.nonzero(mask), strict=True):
       output, pull = mlp_in_numpy(params['shared'], x[at])
@@ -164,22 +183,23 @@ def add_counts(totals, values):
     totals[name] = totals.get(name, 0) + value
 
 
-def errors_of(router, routed, mask):
-  """Returns the group's share in what is steered, in whole numbers."""
+def errors_of(router, routed, steer, mask):
+  """Returns the group's statistics, errors of a load in whole numbers."""
   wanted = np.asarray(routed.wanted())
   assert not np.any(wanted[~mask])
   counts = np.sum(wanted, axis=0)
-  return {
+  errors = {
     'bias': len(counts) * counts - np.sum(counts),  # load over the mean load
     'log_coefficient': getattr(router, 'k', 0) * np.sum(mask) - np.sum(counts),
   }
+  return {name: errors.get(name, steer[name]) for name in steer}
 
 
 def steer(router, dparams, losses, errors):
-  """Puts the sum of the errors in the place of gradients of what is steered."""
-  for name in ('bias', 'log_coefficient'):
-    if hasattr(router, name):
-      total = sum(error[name] for error in errors)
-      assert np.all(dparams[name] == 0)  # nothing else moves it
-      dparams[name] = np.float32(total)
-      losses[f'steer_{name}'] = 0.0
+  """Puts sums or means of the groups in the place of gradients."""
+  for name in errors[0] if errors else ():
+    total = sum(np.float32(error[name]) for error in errors)
+    groups = len(errors) if routing.rule(router, name).mean else 1
+    assert np.all(dparams[name] == 0)  # nothing else moves it
+    dparams[name] = total / np.float32(groups)
+    losses[f'steer_{name}'] = 0.0

@@ -67,6 +67,7 @@ def check_metrics(name, shape, metrics, counts, case):
   else:
     size = CASES[name].get('group_size', 1)
     groups = b * m // size if name == 'mixture_of_tokens' else b // size
+    groups *= -(-m // getattr(module.router, 'segment', m))
     slots = getattr(module.router, 'slots_per_expert', 1)
     executed = groups * num_experts * slots / np.sum(case[2])
     np.testing.assert_allclose(metrics['executed'], executed, rtol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe.errors import UserError
 from softmoe.moe import experts, mlp
 
 WIDTH, HIDDEN = 5, 7
@@ -145,3 +146,42 @@ def test_start():
   for weights in nnx.to_pure_dict(nnx.state(module)).values():
     assert 0.99 * bound < jnp.max(jnp.abs(weights['kernel'])) <= bound
     np.testing.assert_allclose(jnp.std(weights['bias']), 1e-6, rtol=0.2)
+
+
+ACTIVATIONS = {
+  'gelu': lambda h, _: h * (1 + np.tanh(C * (h + 0.044715 * h**3))) / 2,
+  'relu': lambda h, _: np.maximum(h, 0),
+  'swiglu': lambda h, factor: h / (1 + np.exp(-h)) * factor,
+}
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_activations(activation):
+  make = lambda rngs: mlp.Mlp(WIDTH, HIDDEN, activation=activation, rngs=rngs)
+  stack = experts.Experts(make, 2, rngs=nnx.Rngs(0)).stacked
+  graphdef, params = nnx.split(stack)
+  rng = np.random.default_rng(0)
+  draw = lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype)
+  params = jax.tree.map(draw, nnx.to_pure_dict(params))
+  x, gates = draw(np.zeros((6, WIDTH), 'f')), draw(np.zeros(6, 'f'))
+
+  def expected(e):
+    def linear(name, x):
+      kernel, bias = params[name]['kernel'], params[name]['bias']
+      return x @ np.asarray(kernel[e]) + np.asarray(bias[e])
+
+    x_ = np.asarray(x)
+    factor = linear('factor', x_) if activation == 'swiglu' else None
+    return linear('down', ACTIVATIONS[activation](linear('up', x_), factor))
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  one = nnx.merge(graphdef, jax.tree.map(lambda w: w[1], params))
+  close(one(x), expected(1))
+  close(one.gated(x, gates), np.asarray(gates)[:, None] * expected(1))
+  grouped = nnx.merge(graphdef, params).grouped(x, jnp.array([2, 4]))
+  close(grouped, np.concatenate([expected(0)[:2], expected(1)[2:]]))
+
+
+def test_unknown_activation():
+  with pytest.raises(UserError, match="activation: got 'tanh'"):
+    mlp.Mlp(WIDTH, HIDDEN, activation='tanh', rngs=nnx.Rngs(0))

@@ -63,7 +63,13 @@ CASES = {
   'threshold dropless': (THRESHOLD | dict(threshold=0.6), DROPLESS),
   'bias_balanced': (BIAS | dict(capacity_factor=0.6), BUFFERS),
   'bias_balanced dropless': (BIAS, DROPLESS),
+  'quantile_balanced': (dict(router='quantile_balanced', k=2), DROPLESS),
+  'expert_threshold': (dict(router='expert_threshold', k=2), DROPLESS),
   'relu': (dict(router='relu'), DROPLESS._replace(continuous=True)),
+  'segment_soft': (
+    dict(router='segment_soft', segment=2),
+    Claims(True, True, True, False, True),
+  ),
   'hash': ({}, DROPLESS._replace(continuous=None)),
 }
 # With room for all: as many tokens as the group has.
@@ -111,7 +117,7 @@ def tokens(seed, shape=(EXAMPLES, TOKENS)):
 def evaluate(name, group_size):
   """Returns the layer and its compiled evaluation."""
   fields = dict(CASES[name][0])
-  if name != 'mixture_of_tokens':
+  if name not in ('mixture_of_tokens', 'segment_soft'):
     fields['group_size'] = group_size
   module = make(fields)
   graphdef = nnx.graphdef(module)
@@ -178,7 +184,8 @@ def test_dropped_tokens(name):
     if 'granted' in metrics:
       full.append(metrics['granted'] == metrics['wanted'])
     else:
-      full.append(np.all(np.any(y != 0, axis=-1)))
+      served = y[:, getattr(module.router, 'segment', 0) :]
+      full.append(np.all(np.any(served != 0, axis=-1)))
   assert agree(full, not CASES[name][1].can_drop)
 
 

@@ -15,6 +15,8 @@ CASES = {
   'tokens_choice': dict(k=2, capacity_factor=1.0, losses=BALANCED),
   'threshold': dict(threshold=0.6, balance=0.5),
   'bias_balanced': dict(k=2),
+  'quantile_balanced': dict(k=2),
+  'expert_threshold': dict(k=2),
   'relu': dict(k=2),
 }
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time

@@ -41,6 +41,8 @@ def says(router, tokens=TOKENS, **options):
     ('bias_balanced', dict(k=2), 2),
     ('threshold', dict(threshold=0.5), 8),
     ('threshold', dict(capacity_factor=4.0), 6 * 8 / 12),
+    ('quantile_balanced', dict(k=2), 2),
+    ('expert_threshold', dict(k=3), 3),
     ('relu', dict(k=3), 3),
   ],
 )
@@ -76,6 +78,7 @@ def test_a_router_that_says_nothing_may_run_all_experts():
     ('bias_balanced', dict(k=2), True, False),
     ('threshold', dict(), True, True),
     ('threshold', dict(capacity_factor=2.0), False, True),
+    ('expert_threshold', dict(k=3), True, True),
     ('relu', dict(k=3), True, True),
   ],
 )

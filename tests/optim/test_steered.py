@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 from softmoe.errors import UserError
 from softmoe.moe import experts, layer, mlp, routing
-from softmoe.moe.routers import bias_balanced, relu
+from softmoe.moe.routers import bias_balanced, expert_threshold, relu
 from softmoe.optim import steered
 
 P = jax.P
@@ -53,6 +53,18 @@ def sparse():
   )
 
 
+def solved():
+  return bias_balanced.BiasBalanced(
+    WIDTH, EXPERTS, k=1, balance_by='quantile', rngs=nnx.Rngs(0)
+  )
+
+
+def cutoffs():
+  return expert_threshold.ExpertThreshold(
+    WIDTH, EXPERTS, k=1, decay=0.5, rngs=nnx.Rngs(0)
+  )
+
+
 def make(router):
   expert = lambda rngs: mlp.Mlp(WIDTH, 3, rngs=rngs)
   return layer.MoE(router, experts.Experts(expert, EXPERTS, rngs=nnx.Rngs(0)))
@@ -71,13 +83,13 @@ def gradient(graphdef, params, x, mask=None):
   return jax.grad(loss, has_aux=True)(params)
 
 
-def train(model, steps):
+def train(model, steps, m=16):
   graphdef, params = nnx.split(model, nnx.Param)
   optimizer = steered.steered(optax.adam(1e-2), model)
   state = optimizer.init(params)
   history = []
   for i in range(steps):
-    gradients, aux = gradient(graphdef, params, tokens(i % 8))
+    gradients, aux = gradient(graphdef, params, tokens(i % 8, m=m))
     updates, state = jax.jit(optimizer.update)(gradients, state, params)
     params = optax.apply_updates(params, updates)
     history.append(aux['metrics'])
@@ -101,6 +113,35 @@ def test_a_plain_loop_steers_the_coefficient():
   expected = math.log(1e-3) + math.log(1.2) * np.sum(steps)
   log = params['router']['log_coefficient'][...]
   np.testing.assert_allclose(log, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('make_router', [solved, cutoffs])
+def test_a_plain_loop_evens_the_load_at_once(make_router):
+  _, history = train(make(make_router()), 6, m=256)
+  share = [float(metrics['receive_max']) for metrics in history]
+  wanted = [float(metrics['wanted']) for metrics in history]
+  assert share[0] > 0.39
+  assert np.mean(share[2:]) < 0.36
+  assert np.mean(wanted[2:]) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize('make_router', [solved, cutoffs])
+def test_micro_batches_steer_as_one_batch_does(make_router):
+  model = make(make_router())
+  graphdef, params = nnx.split(model, nnx.Param)
+  x = tokens(0, b=4)
+  whole, aux = gradient(graphdef, params, x)
+  halves = [gradient(graphdef, params, x[i : i + 2]) for i in (0, 2)]
+  for name, rule in steered.rules(model)['router'].items():
+    if rule is None:
+      continue
+    of = lambda tree, name=name: np.asarray(tree['router'][name][...])
+    weights = [part['weights'].get(f'steer_{name}', 1) for _, part in halves]
+    total = aux['weights'].get(f'steer_{name}', 1)
+    added = sum(w * of(g) for w, (g, _) in zip(weights, halves, strict=True))
+    # Counts are equal to the bit.
+    rtol = 1e-6 if rule.mean else 0
+    np.testing.assert_allclose(added / total, of(whole), rtol=rtol)
 
 
 @pytest.mark.parametrize('make_router', [bias, sparse])

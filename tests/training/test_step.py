@@ -82,6 +82,13 @@ def test_micro_batches_on_one_device_give_the_curve_of_one_batch(curve):
   assert_close(curve(1, 1, optimizer__accumulate=4), curve(1, 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('router', ['quantile_balanced', 'expert_threshold'])
+def test_micro_batches_steer_as_one_batch(curve, router):
+  moe = dict(model__moe__router=router, model__moe__k=2)
+  assert_close(curve(1, 1, optimizer__accumulate=2, **moe), curve(1, 1, **moe))
+
+
 def test_golden_first_step(curve):
   first = curve(1, 1)[0]
   assert set(first) == set(GOLDEN)

@@ -1,27 +1,15 @@
-"""TensorFlow Datasets, prepared as array_record, read without TensorFlow.
-
-They are looked for in `TFDS_DATA_DIR`, or else where the library keeps them.
-Preparing or converting them is a step before, with the library's own command,
-for which an environment of its own with `_TOOLS` is best.
-"""
+"""Labelled images of TensorFlow Datasets: see `softmoe.data.tfds`."""
 
 import dataclasses
 import io
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from softmoe.data import splits
+from softmoe.data import tfds as tfds_lib
 from softmoe.data.images import decode
 from softmoe.data.images import source as source_lib
-from softmoe.errors import UserError
-
-_TOOLS = (
-  'pip install tensorflow-datasets tensorflow apache-beam mlcroissant'
-  ' importlib-resources'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +17,7 @@ class TfdsSource:
   """A split, whose images are decoded when they are read."""
 
   name: str
-  examples: Sequence[Any]
+  examples: tfds_lib.Examples
   image_key: str
   label_key: str
   num_classes: int | None
@@ -39,10 +27,7 @@ class TfdsSource:
     return len(self.examples)
 
   def __getitem__(self, index: int) -> source_lib.Example:
-    try:
-      example = self.examples[index]
-    except RuntimeError as error:  # a file is missing or damaged
-      raise _wrong(self.name, f'files that can be read ({error})') from error
+    example = self.examples[index]
     content = io.BytesIO(example[self.image_key])
     image = decode.decode(content, f'tfds:{self.name}, example {index}')
     return {'image': image, 'label': int(example[self.label_key])}
@@ -55,11 +40,7 @@ def open_split(argument: str, split: str) -> source_lib.Source:
     UserError: the data set is unknown, not prepared, prepared in a format
       without random access, or has no labelled images; the split is unknown.
   """
-  builder = _builder(argument)
-  if not builder.info.splits:
-    command = f'tfds build {argument} --file_format=array_record'
-    expected = f'prepared data in {builder.data_dir}: run `{command}`'
-    raise _wrong(argument, f'{expected} (needs `{_TOOLS}`)')
+  builder = tfds_lib.find(argument)
   if split not in builder.info.splits:
     raise splits.unknown(split, builder.info.splits)
   image_key, label_key = _keys(argument, builder.info)
@@ -69,29 +50,16 @@ def open_split(argument: str, split: str) -> source_lib.Source:
   return TfdsSource(argument, examples, image_key, label_key, classes)
 
 
-def _builder(name: str) -> Any:
-  import tensorflow_datasets as tfds  # costs seconds to import
-
-  try:
-    return tfds.builder(name, data_dir=os.environ.get('TFDS_DATA_DIR'))
-  except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-    expected = 'a name that tensorflow_datasets knows, or that is in its folder'
-    raise _wrong(name, expected) from error
-
-
 def _examples(
   name: str, builder: Any, split: str, image_key: str
-) -> Sequence[Any]:
+) -> tfds_lib.Examples:
   """Returns the examples of a split, their images still encoded."""
   from tensorflow_datasets import decode as tfds_decode
 
   # The library would decode with whichever of OpenCV and Pillow is installed,
   # to other pixels, and crash on a damaged image.
   decoders = {image_key: tfds_decode.SkipDecoding()}
-  try:
-    return builder.as_data_source(split, decoders=decoders)
-  except NotImplementedError as error:
-    raise _wrong(name, _conversion(builder)) from error
+  return tfds_lib.examples(name, builder, split, decoders)
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
@@ -104,18 +72,4 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     is_label = np.issubdtype(classes.np_dtype, np.integer) and not classes.shape
     if is_image and is_label:
       return image, label
-  raise _wrong(name, 'a data set of uint8 images with an integer label')
-
-
-def _conversion(builder: Any) -> str:
-  command = (
-    f'tfds convert_format --dataset_version_dir={builder.data_dir}'
-    ' --out_file_format=array_record'
-  )
-  given = builder.info.file_format.value
-  expected = f'data in array_record, not {given}: run `{command}` once'
-  return f'{expected} (needs `{_TOOLS}`)'
-
-
-def _wrong(name: str, expected: str) -> UserError:
-  return UserError('config.data.source', f'tfds:{name}', expected)
+  raise tfds_lib.wrong(name, 'a data set of uint8 images with an integer label')

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Key
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import routing
+from softmoe.moe import pieces, routing
 from softmoe.moe.execution import dispatch, pairs
 
 # Up to so many weights (tokens x slots) of a group, a TPU moves rows by matmuls
@@ -39,11 +39,14 @@ class Result(NamedTuple):
     y: for every token, the combined outputs of its experts.
     means: metrics of each group, means over its slots, tokens or experts.
     counts: metrics that are sums of (token, expert) pairs on this device.
+    last: outputs that the next piece of each example would get, where a relay
+      goes on from some.
   """
 
   y: Float[Array, 'g m d_out']
   means: dict[str, Float[Array, ' g']]
   counts: dict[str, Float[Array, '']]
+  last: Float[Array, 'b e s d_out'] | None = None
 
 
 def run(
@@ -56,6 +59,7 @@ def run(
   mask: Bool[Array, 'g m'] | None = None,
   keys: Key[Array, ' g'] | None = None,
   whole: bool = False,
+  relay: pieces.Relay | None = None,
 ) -> Result:
   """Returns the experts' outputs, combined for each token, and metrics.
 
@@ -70,20 +74,24 @@ def run(
     keys: of each group (g,), for experts that take them; None: evaluation.
     whole: the devices of `axis` hold the same tokens. Nothing travels then, and
       what comes back of y is the share of this device's experts.
+    relay: hands outputs of slots to the next group; None: they stay in theirs.
 
   Raises:
     UserError: the slots do not fill the chunks, or there are none, or experts
       that are dropless take keys.
   """
   mine: Mine = functools.partial(_mine, axis) if whole else _all
-  axis = None if whole else axis
+  copied, axis = (axis, None) if whole else (None, axis)
   if keys is not None:
     keys = mine(_keys(keys, routed), 0) if experts.take_key else None
   at = functools.partial(
     at_experts, experts, axis=axis, chunks=exchange_chunks, keys=keys
   )
   if isinstance(routed, routing.Slots):
-    return run_slots(routed, x, at, mask, mine)
+    result = run_slots(routed, x, at, mask, mine, relay)
+    if copied is None or result.last is None:
+      return result
+    return result._replace(last=_among_all(copied, result.last, 1))
   if routed.capacity is not None:
     return run_capacity(routed, routed.capacity, x, at, mine)
   if exchange_chunks != 1:
@@ -123,6 +131,15 @@ def _mine(axis: str | None, x: Array, along: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(x, start, size, along)
 
 
+def _among_all(axis: str, x: Array, along: int) -> Array:
+  """Returns what `_mine` takes x from, with 0 for what others have."""
+  size, devices = x.shape[along], jax.lax.axis_size(axis)
+  shape = (*x.shape[:along], devices * size, *x.shape[along + 1 :])
+  start = size * jax.lax.axis_index(axis)
+  zeros = jnp.zeros(shape, x.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(zeros, x, start, along)
+
+
 def _keys(
   keys: Key[Array, ' g'], routed: routing.Slots | routing.Assignment
 ) -> Key[Array, 'e g']:
@@ -139,17 +156,24 @@ def run_slots(
   at_experts: AtExperts,
   mask: Bool[Array, 'g m'] | None = None,
   mine: Mine = _all,
+  relay: pieces.Relay | None = None,
 ) -> Result:
   """Runs experts on dense mixtures of tokens."""
-  slots = dispatch.dispatch(x, mine(routed.dispatch, 2))
-  y = dispatch.combine(at_experts(slots), mine(routed.combine, 2))
+  weights, last, ran = mine(routed.dispatch, 2), None, True
+  work = lambda: at_experts(dispatch.dispatch(x, weights))
+  if relay is None:
+    outputs = work()
+  else:
+    (outputs, last), ran = relay.run(work, mine), relay.runs
+  y = dispatch.combine(outputs, mine(routed.combine, 2))
   means = {
     'dispatch_max': jnp.mean(jnp.max(routed.dispatch, axis=1), axis=(1, 2)),
     'combine_max': jax.vmap(routing.mean_over_tokens)(
       jnp.max(routed.combine, axis=(2, 3)), mask
     ),
   }
-  return Result(y, means, {'executed': _count(routed.dispatch[:, 0].size)})
+  executed = _count(routed.dispatch[:, 0].size) * ran
+  return Result(y, means, {'executed': executed}, last)
 
 
 def run_capacity(

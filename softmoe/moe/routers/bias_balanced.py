@@ -15,7 +15,9 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from softmoe.moe import routing
-from softmoe.moe.routers import gating
+from softmoe.moe.routers import gating, quantile
+
+BALANCE_BY = ('sign', 'quantile')
 
 
 class BiasBalanced(nnx.Module):
@@ -23,12 +25,16 @@ class BiasBalanced(nnx.Module):
 
   With s = sigmoid(x W), a token chooses the k largest of s + bias, and its
   gates are scale * s / sum of the chosen s: the bias decides who is chosen and
-  nothing else. After each step the bias of an expert with more than the mean
-  load falls by `rate`, that of one with less rises by `rate`.
+  nothing else. By 'sign', after each step the bias of an expert with more than
+  the mean load falls by `rate`, that of one with less rises by `rate`. By
+  'quantile' it is solved for, see `quantile`.
 
   Attributes:
     kernel: (d, e), LeCun normal.
-    bias: (e,), float32, starts at 0; no gradient reaches it, `Aux.steer` does.
+    bias: (e,), float32, starts at 0, of 'sign'; no gradient reaches it,
+      `Aux.steer` does.
+    candidates: (e, c), float32, of 'quantile', likewise: the bias is in their
+      middle and starts at 0.
   """
 
   def __init__(
@@ -37,6 +43,7 @@ class BiasBalanced(nnx.Module):
     num_experts: int,
     *,
     k: int,
+    balance_by: str = 'sign',
     rate: float = 1e-3,
     scale: float = 1.0,
     capacity_factor: float | None = None,
@@ -49,7 +56,8 @@ class BiasBalanced(nnx.Module):
       width: of the tokens.
       num_experts: how many to choose from.
       k: experts of a token.
-      rate: u of the paper, how far a step moves the bias.
+      balance_by: what moves the bias, one of BALANCE_BY.
+      rate: u of the paper, how far a step moves the bias by 'sign'.
       scale: what a token's gates sum to.
       capacity_factor: tokens that an expert keeps, as a multiple of
         k * tokens / experts; None, as in the papers: all that chose it.
@@ -62,20 +70,26 @@ class BiasBalanced(nnx.Module):
     gating.check_sizes(width, num_experts)
     allowed = f'1 to {num_experts}, the number of experts'
     gating.require(1 <= k <= num_experts, 'k', k, allowed)
+    allowed = f'one of {BALANCE_BY}'
+    gating.require(balance_by in BALANCE_BY, 'balance_by', balance_by, allowed)
     gating.require(0 <= rate < math.inf, 'rate', rate, 'at least 0')
     gating.require(0 < scale < math.inf, 'scale', scale, 'above 0')
     if capacity_factor is not None:
       gating.check_capacity_factor('capacity_factor', capacity_factor)
     self.num_experts = num_experts
     self.k = k
+    self.balance_by = balance_by
     self.scale = scale
     self.capacity_factor = capacity_factor
     self.kernel = gating.kernel(
       width, num_experts, param_dtype=param_dtype, rngs=rngs
     )
-    self.bias = routing.Steered(
-      jnp.zeros(num_experts, jnp.float32), rule=routing.StepBySign(rate)
-    )
+    zeros = jnp.zeros(num_experts, jnp.float32)
+    if balance_by == 'sign':
+      self.bias = routing.Steered(zeros, rule=routing.StepBySign(rate))
+    else:
+      rule = quantile.ToQuantile(k / num_experts)
+      self.candidates = routing.Steered(quantile.around(zeros), rule=rule)
 
   @property
   def causal(self) -> bool:
@@ -99,12 +113,13 @@ class BiasBalanced(nnx.Module):
     Returns:
       The assignment, where under a capacity the higher score goes first; no
       loss; steer 'bias', the tokens that chose an expert less their mean over
-      the experts, times e; the metric 'receive_max', the largest share.
+      the experts, times e, or 'candidates', see `quantile.choosers`; the metric
+      'receive_max', the largest share.
     """
     del key
     logits = gating.logits(x, self.kernel[...])
     scores = jax.nn.sigmoid(jax.lax.stop_gradient(logits))
-    bias = jax.lax.stop_gradient(self.bias[...])
+    bias = jax.lax.stop_gradient(self._bias())
     _, chosen = jax.lax.top_k(scores + bias[None], self.k)
     experts = jnp.arange(self.num_experts)[None, None]
     chosen = jnp.any(chosen[:, :, None] == experts, axis=1)
@@ -120,17 +135,29 @@ class BiasBalanced(nnx.Module):
       ),
       choices=self.k,
     )
-    return assignment, self._aux(chosen, mask)
-
-  def _aux(
-    self, chosen: Bool[Array, 'm e'], mask: Bool[Array, ' m'] | None
-  ) -> routing.Aux:
     load = routing.mean_over_tokens(chosen.astype(jnp.float32), mask)
+    return assignment, routing.Aux(
+      metrics={'receive_max': jnp.max(load)},
+      steer=self._steer(scores, chosen, mask),
+    )
+
+  def _bias(self) -> Float[Array, ' e']:
+    if self.balance_by == 'sign':
+      return self.bias[...]
+    return quantile.bias(self.candidates[...])
+
+  def _steer(
+    self,
+    scores: Float[Array, 'm e'],
+    chosen: Bool[Array, 'm e'],
+    mask: Bool[Array, ' m'] | None,
+  ) -> dict[str, Array]:
+    if self.balance_by == 'quantile':
+      candidates = jax.lax.stop_gradient(self.candidates[...])
+      counts = quantile.choosers(scores, candidates, self.k, mask)
+      return {'candidates': counts}
     # A whole number, so that a balanced load is an error of exactly 0, in a
     # group and in the sum of all groups, whatever the order they are added in.
     counts = jnp.sum(chosen, axis=0)
     excess = self.num_experts * counts - jnp.sum(counts)
-    return routing.Aux(
-      metrics={'receive_max': jnp.max(load)},
-      steer={'bias': excess.astype(jnp.float32)},
-    )
+    return {'bias': excess.astype(jnp.float32)}

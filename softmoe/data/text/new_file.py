@@ -1,0 +1,42 @@
+"""A file that is there as a whole or not at all, and overwrites none."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from softmoe.errors import UserError
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """Gives a file to write to, which is called `path` once all is written.
+
+  Raises:
+    UserError: there is something at `path`, or it cannot be made.
+  """
+  path = path.expanduser()
+  check(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, since a file is renamed within one file system alone.
+    number, temporary = tempfile.mkstemp(prefix='.new.', dir=path.parent)
+  except OSError as error:
+    expected = f'a file that can be made ({error.strerror})'
+    raise UserError('OUT', str(path), expected) from error
+  try:
+    with open(number, 'wb') as file:
+      yield file
+    os.chmod(temporary, 0o644)  # mkstemp keeps others out
+    check(path)
+    os.replace(temporary, path)
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def check(path: pathlib.Path) -> None:
+  """Raises a UserError unless `path` is free."""
+  if os.path.lexists(path.expanduser()):
+    raise UserError('OUT', str(path), 'a path where there is no file yet')

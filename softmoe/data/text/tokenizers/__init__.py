@@ -1,0 +1,1 @@
+"""From text to tokens and back: a file for each kind, and `registry`."""

@@ -1,0 +1,332 @@
+"""Translation: sentences of any number of languages into one.
+
+Axes: `b` pairs, `m` source tokens, `n` target tokens, `v` vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from softmoe import config as config_lib
+from softmoe import sharding
+from softmoe.data import prefetch
+from softmoe.data.text import buckets, pairs
+from softmoe.data.text.pairs import PairDataConfig
+from softmoe.data.text.tokenizers.tokenizer import Tokenizer
+from softmoe.errors import UserError
+from softmoe.models import beam_search, encoder_decoder, generation, stack
+from softmoe.models.config import EncoderDecoderConfig
+from softmoe.tasks import means, scores, vocabularies
+from softmoe.tasks import task as task_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """How sentences are translated when a run is evaluated."""
+
+  beam: int = 4  # hypotheses; 0: nothing is translated, and there is no BLEU
+  penalty: float = 1.0  # power of the length that scores are divided by
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config_lib.Config):
+  """An experiment in translation."""
+
+  task: str = 'translation'
+  label_smoothing: float = 0.1
+  model: EncoderDecoderConfig = EncoderDecoderConfig()
+  data: PairDataConfig = PairDataConfig()
+  checkpoint: config_lib.CheckpointConfig = config_lib.CheckpointConfig(
+    best_metric='loss'
+  )
+  search: SearchConfig = SearchConfig()
+
+
+class Translation(vocabularies.OfTokens):
+  """Sentences to their translations, by an encoder-decoder transformer."""
+
+  Config = Config
+  unit = 'sentence'
+  shown = ('loss', 'accuracy', 'learning_rate')
+
+  def __init__(self, config: Config):
+    """Checks what is special to the task; opens the tokenizer if it has to.
+
+    Raises:
+      UserError: as `vocabularies.OfTokens`, or a field is out of its range.
+    """
+    super().__init__(config)
+    buckets.check(config.data.buckets)
+    for field, valid, expected in (
+      ('label_smoothing', 0 <= config.label_smoothing < 1, 'in [0, 1)'),
+      ('search.beam', config.search.beam >= 0, '0 or more'),
+    ):
+      if not valid:
+        raise UserError.of_field(config, field, expected)
+
+  def stack_config(self, name: str) -> EncoderDecoderConfig:
+    """Returns the config of one of the model's stacks, by its name."""
+    config = self.config.model
+    return (
+      encoder_decoder.decoder_config(config) if name == 'decoder' else config
+    )
+
+  @property
+  def length(self) -> int:
+    """The tokens of the longest side that there is."""
+    return self.config.data.buckets[-1]
+
+  def make_model(self, rngs: nnx.Rngs) -> encoder_decoder.EncoderDecoder:
+    """Returns an encoder-decoder, plain or with MoE blocks."""
+    return encoder_decoder.EncoderDecoder(
+      self.config.model, length=self.length, rngs=rngs
+    )
+
+  def train_batches(
+    self, rows: task_lib.Rows, start_step: int = 0
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Returns pairs of like length, shuffled."""
+    return pairs.train_batches(
+      self.config.data,
+      seed=self.config.seed,
+      start_step=start_step,
+      rows=rows,
+    )
+
+  def eval_batches(
+    self, split: str, rows: task_lib.Rows
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Returns the pairs of a split, by length."""
+    return pairs.eval_batches(self.config.data, split, rows=rows)
+
+  def fingerprint(self) -> str:
+    """Returns that of the pairs and the tokenizer."""
+    return pairs.fingerprint(self.config.data)
+
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `data.text.pairs` says, of the last bucket."""
+    shape = (size, self.length)
+    kinds = dict(
+      source=jnp.int32,
+      source_mask=jnp.bool_,
+      tokens=jnp.int32,
+      targets=jnp.int32,
+      weights=jnp.float32,
+    )
+    return {
+      name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in kinds.items()
+    } | {'index': jax.ShapeDtypeStruct((size,), jnp.int32)}
+
+  def loss(
+    self,
+    model: encoder_decoder.EncoderDecoder,
+    batch: task_lib.Batch,
+    key: Any = None,
+    router_options: dict[str, Any] | None = None,
+  ) -> task_lib.Loss:
+    """Returns the cross-entropy in nats a token, smoothed in training alone.
+
+    Args:
+      model: of `make_model`.
+      batch: of `train_batches` or `eval_batches`.
+      key: for dropout and routing noise; None at evaluation.
+      router_options: further arguments of the routers' calls, by name.
+    """
+    x, aux = self._represent(model, batch, key, router_options)
+    smoothing = 0.0 if key is None else self.config.label_smoothing
+    losses, weights = (
+      model.losses(x, batch['targets'], smoothing),
+      batch['weights'],
+    )
+    total = lambda values: jnp.sum(values * weights)
+    metrics = {
+      'accuracy': total(losses.correct),
+      'cross_entropy': total(losses.cross_entropy),
+    }
+    return task_lib.Loss(total(losses.smoothed), jnp.sum(weights), metrics, aux)
+
+  def infer(
+    self, model: encoder_decoder.EncoderDecoder, batch: task_lib.Batch
+  ) -> Float[Array, 'b n v']:
+    """Returns the logits after every token of the target."""
+    return model.logits(self._represent(model, batch)[0])
+
+  def evaluators(
+    self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
+  ) -> tuple[task_lib.Evaluator, ...]:
+    """Returns loss and perplexity over a split, and BLEU and chrF2++."""
+    evaluators = [
+      vocabularies.with_perplexity(means.over_split(self, graphdef, mesh))
+    ]
+    if self.config.search.beam:
+      evaluators.append(functools.partial(self._score, graphdef, mesh))
+    return tuple(evaluators)
+
+  def notes(self) -> dict[str, str]:
+    """Returns the signatures of the scores."""
+    return scores.signatures() if self.config.search.beam else {}
+
+  def write(
+    self,
+    model: encoder_decoder.EncoderDecoder,
+    prompts: Sequence[str],
+    how: generation.Sampling,
+  ) -> list[str]:
+    """Returns a translation of each sentence, which `<XX> ` may begin.
+
+    A prompt such as '<de> Guten Tag' says its language.
+
+    Raises:
+      UserError: a sentence is too long.
+    """
+    split = [_split_language(p, self.tokenizer) for p in prompts]
+    languages, texts = zip(*split, strict=True)
+    sources = pairs.encode_sources(self.tokenizer, texts, languages)
+    lengths = np.array([len(tokens) for tokens in sources])
+    if np.max(lengths) > self.length:
+      at = int(np.argmax(lengths))
+      expected = f'at most {self.length} tokens, the last of the buckets'
+      raise UserError(
+        'prompt', f'{lengths[at]} tokens: {prompts[at]}', expected
+      )
+    found: list[str] = [''] * len(prompts)
+    bucket = np.searchsorted(self.config.data.buckets, lengths)
+    for i, length in enumerate(self.config.data.buckets):
+      rows = np.flatnonzero(bucket == i)
+      if len(rows):
+        self._write(model, [sources[r] for r in rows], length, rows, found, how)
+    return found
+
+  def _write(self, model, sources, length, rows, found, how) -> None:
+    source = np.zeros((len(sources), length), np.int32)
+    for row, tokens in enumerate(sources):
+      source[row, : len(tokens)] = tokens
+    mask = np.arange(length)[None] < np.array([[len(s)] for s in sources])
+    search = self.config.search
+    search = beam_search.Search(how.beam, self.length, search.penalty)
+    tokens = translate(
+      model, jnp.asarray(source), jnp.asarray(mask), self.tokenizer.eos, search
+    )
+    for row, text in zip(
+      rows, self._texts(jax.device_get(tokens)), strict=True
+    ):
+      found[row] = text
+
+  def _represent(self, model, batch, key=None, router_options=None):
+    keys = [None] * 2 if key is None else list(jax.random.split(key))
+    mask = batch['source_mask']
+    memory, first = model.encode(batch['source'], mask, keys[0], router_options)
+    x, second, _ = model.decode(
+      batch['tokens'],
+      memory,
+      mask,
+      keys[1],
+      mask=batch['weights'] > 0,
+      router_options=router_options,
+    )
+    return x, _merge(first, second)
+
+  def _score(self, graphdef, mesh, params, split: str) -> dict[str, float]:
+    """Returns the scores of a split's translations."""
+    data, search = self.config.data, self.config.search
+    rows = prefetch.local_rows(mesh, data.eval_batch_size)
+    texts = pairs.load(data, split).texts
+    found: list[str] = [''] * len(texts)
+    how = beam_search.Search(search.beam, self.length, search.penalty)
+    placed = prefetch.to_devices(self.eval_batches(split, rows), mesh, 1)
+    model = nnx.merge(graphdef, params)
+    for batch in placed:
+      tokens = translate(
+        model, batch['source'], batch['source_mask'], self.tokenizer.eos, how
+      )
+      tokens, index = multihost_utils.process_allgather(
+        (tokens, batch['index']), tiled=True
+      )
+      for i, text in zip(index, self._texts(tokens), strict=True):
+        if i >= 0:
+          found[i] = text
+    return scores.corpus(found, texts)
+
+  def _texts(self, tokens: np.ndarray) -> list[str]:
+    eos = self.tokenizer.eos
+    return [self.tokenizer.decode(row[row != eos]) for row in tokens]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def translate(
+  model: encoder_decoder.EncoderDecoder,
+  source: Int[Array, 'b m'],
+  mask: Array,
+  eos: int,
+  how: beam_search.Search,
+) -> Int[Array, 'b n']:
+  """Returns the best translation of each sentence, EOS behind it.
+
+  Args:
+    model: whose mesh is in force.
+    source: tokens.
+    mask: False where they only fill up.
+    eos: the token that ends a sentence, and comes before the first.
+    how: see `beam_search.Search`.
+  """
+  memory, _ = model.encode(source, mask)
+  each = lambda v: sharding.repeat(v, how.beam)
+  caches = model.init_caches(each(memory), how.length)
+  mask = each(mask)
+
+  def step(last, caches):
+    x, _, caches = model.decode(last, None, mask, caches=caches)
+    return model.logits(x)[:, 0], caches
+
+  reorder = lambda caches, rows: stack.take_examples(
+    caches, rows, model.decoder_config
+  )
+  first = jnp.full_like(source[:, 0], eos)
+  found = beam_search.search(step, reorder, caches, first, eos, how)
+  return found.tokens[:, 0]
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the MoE layers of both sides tell.
+
+  Losses of the decoder are told apart, each being a mean over its own groups;
+  metrics are means over the tokens or groups of both.
+  """
+  if not first or not second:
+    return first or second
+  apart = {f'decoder_{name}': value for name, value in second['losses'].items()}
+  a, b = first['weights'], second['weights']
+  weights = {name: a.get(name, 0.0) + b.get(name, 0.0) for name in a | b}
+  weights |= {name: a[name] for name in first['losses'].keys() & a.keys()}
+  weights |= {
+    f'decoder_{name}': b[name] for name in second['losses'].keys() & b.keys()
+  }
+  total = lambda aux, name: aux['metrics'][name] * aux['weights'][name]
+  metrics = {
+    name: sum(
+      total(aux, name) for aux in (first, second) if name in aux['metrics']
+    )
+    / task_lib.nonzero(weights[name])
+    for name in first['metrics'] | second['metrics']
+  }
+  return {
+    'losses': first['losses'] | apart,
+    'metrics': metrics,
+    'weights': weights,
+  }
+
+
+def _split_language(prompt: str, tokenizer: Tokenizer) -> tuple[str, str]:
+  """Returns the language that a prompt begins with, if any, and the rest."""
+  first, _, rest = prompt.partition(' ')
+  if first in tokenizer.special:
+    return first[1:-1], rest
+  return '', prompt
