@@ -5,13 +5,13 @@ paragraph of a page is the translation of the n-th paragraph of its English.
 What nobody has translated is English in every language.
 """
 
-import functools
+import itertools
 import os
 import pathlib
 from typing import Any
 
-from softmoe.data.prepare import chance, folder, workers
-from softmoe.data.prepare.corpora import markup, packages, parallel
+from softmoe.data.prepare import folder, workers
+from softmoe.data.prepare.corpora import markup, packages, parallel, parts
 from softmoe.errors import UserError
 
 _ROOT = pathlib.Path('/usr/share/libreoffice/help')
@@ -20,7 +20,6 @@ _PACKAGE = 'libreoffice-help-'
 _LICENCE = 'MPL-2.0'
 _PROCESSES = 2
 
-_TEST, _VAL = 0.05, 0.05  # of the pages
 _SCOPE = markup.Scope(('id', 'DisplayArea'), frozenset(('script', 'style')))
 _READ = markup.HEADINGS | {'p'}
 
@@ -84,14 +83,18 @@ def prepare(
   """
   with folder.new_folder(out) as new:
     names = _names(root / _ENGLISH)
-    pages = _read(root / _ENGLISH, names, processes)
-    pairs, unlike = {}, {}
-    for language in languages:
-      others = _read(root / language, names, processes)
-      pairs[language] = _pairs(names, others, pages)
-      unlike[language] = sum(
-        not _alike(*two) for two in zip(others, pages, strict=True)
+    pages = _read(root, [_ENGLISH, *languages], names, processes)
+    english = pages.pop(_ENGLISH)
+    pairs = {
+      language: _pairs(names, others, english)
+      for language, others in pages.items()
+    }
+    unlike = {
+      language: sum(
+        not _alike(*two) for two in zip(others, english, strict=True)
       )
+      for language, others in pages.items()
+    }
     about = {
       'data': 'libreoffice-help',
       'format': 'parallel',
@@ -105,8 +108,7 @@ def prepare(
 
 def split_of(page: str) -> str:
   """Returns the split that a page is in, by chance of its name."""
-  at = chance.share(f'page {page}')
-  return 'test' if at < _TEST else 'val' if at < _TEST + _VAL else 'train'
+  return parts.by_chance(f'page {page}')
 
 
 def read(page: str) -> Page:
@@ -125,14 +127,22 @@ def _names(english: pathlib.Path) -> list[str]:
   )
 
 
-def _read(base: pathlib.Path, names: list[str], processes: int) -> list[Page]:
-  work = functools.partial(_read_file, base)
-  return list(workers.each(work, names, processes))
+def _read(
+  root: pathlib.Path, languages: list[str], names: list[str], processes: int
+) -> dict[str, list[Page]]:
+  """Returns the pages of each language, in the order of their names."""
+  paths = [root / language / name for language in languages for name in names]
+  found = iter(list(workers.each(_read_file, paths, processes)))
+  return {
+    language: list(itertools.islice(found, len(names)))
+    for language in languages
+  }
 
 
-def _read_file(base: pathlib.Path, name: str) -> Page:
+def _read_file(path: pathlib.Path) -> Page:
+  """Returns a page, which is empty where a language has none of that name."""
   try:
-    return read((base / name).read_text(encoding='utf-8', errors='replace'))
+    return read(path.read_text(encoding='utf-8', errors='replace'))
   except FileNotFoundError:
     return []
 

@@ -27,7 +27,7 @@ class Scope(NamedTuple):
 
   Attributes:
     within: an attribute and its value, of the element to read; empty for all.
-    skipped: elements and classes of elements that are left out.
+    skipped: elements that are left out, by name, or by class as in `.toc`.
   """
 
   within: tuple[str, str] | tuple[()] = ()
@@ -91,9 +91,8 @@ class _Reader(html.parser.HTMLParser):
     return bool(self._inside.tag) and not self._skipping.tag
 
   def _is_skipped(self, tag: str, named: dict[str, str]) -> bool:
-    return not self.scope.skipped.isdisjoint(
-      (tag, *named.get('class', '').split())
-    )
+    classes = (f'.{name}' for name in named.get('class', '').split())
+    return not self.scope.skipped.isdisjoint((tag, *classes))
 
 
 class _Depth:

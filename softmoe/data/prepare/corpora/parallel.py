@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from softmoe.data import splits
-from softmoe.data.prepare.corpora import manifest, text
-
-SPLITS = ('train', 'val', 'test')  # what one has, those behind it have not
+from softmoe.data.prepare.corpora import manifest, parts, text
 
 _RATIO = 4  # times longer than expected, or shorter, is absurd
 _SLACK = 20  # characters that one side may be longer whatever the ratio
@@ -51,12 +49,12 @@ def write(
   cleaned = {
     language: clean(pairs[language], dropped[language]) for language in pairs
   }
-  parts = divide(cleaned, split_of, dropped)
+  divided = divide(cleaned, split_of, dropped)
   languages = {}
   for language in pairs:
     counts = {}
-    for split in SPLITS:
-      part = parts[split, language]
+    for split in parts.SPLITS:
+      part = divided[split, language]
       _write(folder / f'{split}.{language}-en.tsv', part)
       counts[split] = len(part)
     languages[language] = {
@@ -103,16 +101,16 @@ def divide(
   Texts are the same if they differ in case and signs alone.
   """
   earlier: set[str] = set()
-  parts: dict[tuple[str, str], Part] = {}
-  for split in SPLITS:
+  found: dict[tuple[str, str], Part] = {}
+  for split in parts.SPLITS:
     here: set[str] = set()
     for language, each in pairs.items():
       rows = [pair for pair in each if split_of(pair.document) == split]
       kept = _distinct(rows, earlier, dropped[language], split)
       here.update(text.key(side) for pair in kept for side in pair)
-      parts[split, language] = kept
+      found[split, language] = kept
     earlier |= here
-  return parts
+  return found
 
 
 def _no_translation(pair: Pair) -> str:

@@ -64,6 +64,7 @@ def test_paragraphs_of_pages_side_by_side(root, tmp_path):
       assert libreoffice_help.split_of(name) == split
 
 
+@pytest.mark.slow
 def test_processes_change_no_byte(root, tmp_path):
   make(root, tmp_path / 'a')
   make(root, tmp_path / 'b', processes=2)
