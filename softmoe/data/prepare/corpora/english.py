@@ -70,11 +70,13 @@ def prepare(
     What `manifest.json` holds.
 
   Raises:
-    UserError: `out` is not new.
+    UserError: `out` is not new, or a manual has no files.
   """
   counts: Counts = collections.defaultdict(collections.Counter)
+  tasks = [(each, path) for each in chosen for path in manuals.files(each)]
   with folder.new_folder(out) as new:
-    divided = divide(_read(chosen, processes), counts)
+    read = workers.each(_read_file, tasks, processes)
+    divided = divide(list(itertools.chain.from_iterable(read)), counts)
     about = {
       'data': 'english',
       'format': 'jsonl',
@@ -146,14 +148,6 @@ def _take(
 
 def _text(pieces: Sequence[prose.Piece]) -> str:
   return '\n\n'.join(piece.text for piece in prose.headed(pieces))
-
-
-def _read(chosen: Sequence[manuals.Manual], processes: int) -> list[Document]:
-  """Returns the documents of manuals, in the order of these and their files."""
-  tasks = [(each, path) for each in chosen for path in manuals.files(each)]
-  return list(
-    itertools.chain.from_iterable(workers.each(_read_file, tasks, processes))
-  )
 
 
 def _read_file(task: tuple[manuals.Manual, pathlib.Path]) -> list[Document]:

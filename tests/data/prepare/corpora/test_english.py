@@ -139,7 +139,7 @@ def test_a_folder_without_pages_is_named(folder, tmp_path):
   with pytest.raises(UserError, match=r'got .*manual.*some-doc.*\*.page'):
     chosen = [manual(folder, suffix='.page')]
     english.prepare(tmp_path / 'x' / 'out', chosen, {}, 1)
-  assert not (tmp_path / 'x').exists() or not list((tmp_path / 'x').iterdir())
+  assert not (tmp_path / 'x').exists()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_pages_of_a_dictionary(monkeypatch):
   ]
   assert plain == [
     [('p', 'Cafe n. A coffeehouse.'), ('p', '"[The] cup" --Pope.')],
-    [('h4', 'Cage Cages'), ('p', 'A place. .'), ('p', '')],
+    [('h4', 'Cage Cages'), ('p', 'A place.'), ('p', '')],
   ]
 
 

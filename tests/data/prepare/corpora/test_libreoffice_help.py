@@ -8,7 +8,7 @@ import pytest
 from softmoe.data.prepare.corpora import libreoffice_help
 from softmoe.errors import UserError
 
-PAGES = 60
+PAGES = 100
 NUMBERS = ('one', 'two', 'three', 'four', 'five', 'six')
 WORDS = {'en-US': 'chapter of page', 'de': 'Kapitel der Seite', 'fr': 'Partie'}
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from softmoe.data.prepare.corpora import markup, packages, parallel, text
+from softmoe.data.prepare.corpora import markup, packages, parallel, parts, text
 from softmoe.errors import UserError
 
 
@@ -75,10 +75,10 @@ def test_no_text_is_in_two_splits_in_any_language(tmp_path):
       for line in path.read_text(encoding='utf-8').splitlines()
       for side in line.split('\t')
     }
-    for split in parallel.SPLITS
+    for split in parts.SPLITS
   }
   assert texts['train'] == {'eins', 'one', 'два', 'two'}
-  for a, b in itertools.combinations(parallel.SPLITS, 2):
+  for a, b in itertools.combinations(parts.SPLITS, 2):
     assert texts[a].isdisjoint(texts[b])
   german, russian = made['languages']['de'], made['languages']['ru']
   assert german['pairs'] == {'train': 1, 'val': 0, 'test': 1}
