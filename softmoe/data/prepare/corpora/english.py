@@ -44,8 +44,9 @@ def main(out: str) -> None:
   versions = packages.versions({each.package for each in manuals.ALL})
   made = prepare(out, manuals.ALL, versions, _PROCESSES)
   for package, each in made['sources'].items():
-    number = sum(each[split] for split in parts.SPLITS)
-    print(f'{package}: {number:,} documents, {each["bytes"] / 1e6:.1f} MB')
+    number = sum(each.get(split, 0) for split in parts.SPLITS)
+    size = each.get('bytes', 0) / 1e6
+    print(f'{package}: {number:,} documents, {size:.1f} MB')
   for split, each in made['splits'].items():
     number, size = each['documents'], each['bytes'] / 1e6
     print(f'{split}: {number:,} documents, {size:.1f} MB')

@@ -20,7 +20,9 @@ _PACKAGE = 'libreoffice-help-'
 _LICENCE = 'MPL-2.0'
 _PROCESSES = 2
 
-_SCOPE = markup.Scope(('id', 'DisplayArea'), frozenset(('script', 'style')))
+# Where macOS differs, such as in its keys, both ways are there, one is shown.
+_SKIPPED = frozenset(('script', 'style', '.MAC'))
+_SCOPE = markup.Scope(('id', 'DisplayArea'), _SKIPPED)
 _READ = markup.HEADINGS | {'p'}
 
 Page = list[markup.Block]

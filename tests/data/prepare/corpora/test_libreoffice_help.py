@@ -71,6 +71,16 @@ def test_processes_change_no_byte(root, tmp_path):
   assert hashes(tmp_path / 'a') == hashes(tmp_path / 'b')
 
 
+def test_macos_is_left_out():
+  content = (
+    '<div id="DisplayArea"><p>Press <span><span class="MAC">Command <b>x</b>'
+    '</span><span>Ctrl</span></span>+A</p></div>'
+  )
+  assert [each.text for each in libreoffice_help.read(content)] == [
+    'Press Ctrl+A'
+  ]
+
+
 def test_no_language_to_translate_from(tmp_path):
   (tmp_path / 'en-US' / 'text').mkdir(parents=True)
   with pytest.raises(UserError, match='apt-get install libreoffice-help-en-us'):
