@@ -131,11 +131,11 @@ ALL = (
   _manual(
     'debian-reference-en', 'GPL-2+', 'debian-reference', _DOCBOOK, '.en.html'
   ),
-  _manual('developers-reference', 'GPL-2+', 'developers-reference', _SPHINX),
+  _manual('developers-reference', 'GPL-2', 'developers-reference', _SPHINX),
   _manual(
     'dict-foldoc', 'GFDL-1.1+', 'dictd', dictionary.pages, 'foldoc.dict.dz'
   ),
-  _manual('dict-gcide', 'GPL-3+', 'dictd', dictionary.pages, 'gcide.dict.dz'),
+  _manual('dict-gcide', 'GPL-2+', 'dictd', dictionary.pages, 'gcide.dict.dz'),
   _manual('gimp-help-en', 'GFDL-1.2+', 'gimp/2.0/help/en', _DOCBOOK),
   _manual('git-doc', 'GPL-2', 'doc/git-doc', _BOOK),
   _manual('gnome-user-docs', 'CC-BY-SA-3.0', 'help/C', _mallard, '.page'),
@@ -147,7 +147,7 @@ ALL = (
   ),
   _manual(
     'installation-guide-amd64',
-    'GPL-2+',
+    'GPL-2',
     'doc/installation-guide-amd64/en',
     _DOCBOOK,
   ),
