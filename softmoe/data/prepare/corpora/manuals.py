@@ -131,7 +131,7 @@ ALL = (
   _manual(
     'debian-reference-en', 'GPL-2+', 'debian-reference', _DOCBOOK, '.en.html'
   ),
-  _manual('developers-reference', 'GPL-2', 'developers-reference', _SPHINX),
+  _manual('developers-reference', 'GPL-2+', 'developers-reference', _SPHINX),
   _manual(
     'dict-foldoc', 'GFDL-1.1+', 'dictd', dictionary.pages, 'foldoc.dict.dz'
   ),
