@@ -10,7 +10,12 @@ from softmoe.errors import UserError
 from softmoe.process import launch
 
 # Each module has `main(out)`; it is imported when it is asked for.
-_NAMES = {'glyphs': 'softmoe.data.prepare.glyphs'}
+_NAMES = {
+  'bible-en-es': 'softmoe.data.prepare.corpora.bible',
+  'english': 'softmoe.data.prepare.corpora.english',
+  'glyphs': 'softmoe.data.prepare.glyphs',
+  'libreoffice-help': 'softmoe.data.prepare.corpora.libreoffice_help',
+}
 
 
 def main(argv: list[str]) -> None:

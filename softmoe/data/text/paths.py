@@ -7,15 +7,16 @@ from collections.abc import Container
 
 from softmoe.data.text import documents
 
-_SPLITS = ('train', 'validation', 'test')
+_SPLITS = ('train', 'val', 'validation', 'test')
 
 
 def of_splits(argument: str, suffix: str = '') -> dict[str, list[pathlib.Path]]:
   """Returns the files of each split, in the order of their paths.
 
-  A folder may hold folders or files that are called `train`, `validation` and
-  `test`, whatever their suffixes: these are its splits. Everything else has one
-  split, `train`, that of a folder with all that is below it.
+  A folder may hold folders or files that are called `train`, `val`,
+  `validation` and `test`, whatever their suffixes: these are its splits.
+  Everything else has one split, `train`, that of a folder with all that is
+  below it.
 
   Args:
     argument: a file, a folder or a pattern such as `books/**/*.txt`.

@@ -1,0 +1,1 @@
+"""Corpora of text, made of what Debian's packages hold: `docs/corpora.md`."""
