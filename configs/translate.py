@@ -11,6 +11,8 @@ instance xmoe (the paper's size) or xmoe_cpu. Data: docs/corpora.md.
     --config.data.source=parallel:data/libreoffice-help
 """
 
+from typing import Any
+
 import ml_collections
 
 from softmoe import config as config_lib
@@ -18,7 +20,7 @@ from softmoe.tasks import translation
 
 SWITCH = dict(losses=(('switch', 0.01),))
 # How many experts of which part of the MLP, at the paper's size and here.
-MOE = {
+MOE: dict[str, dict[str, Any]] = {
   'dense': {},
   'top1': dict(router='tokens_choice', num_experts=(32, 8), k=1) | SWITCH,
   'topk': dict(router='tokens_choice', num_experts=(64, 16), k=2) | SWITCH,

@@ -70,10 +70,11 @@ def evaluate(
     UserError: there is no such run, or its router knows no threshold.
   """
   experiment, _, params = load.restore(workdir, step)
-  router = experiment.config.model.moe.router
+  config: Any = experiment.config
+  router = config.model.moe.router
   if router != 'threshold':
     raise UserError('config.model.moe.router', router, "'threshold'")
-  split = split or experiment.config.data.eval_split
+  split = split or config.data.eval_split
   over_split = means.over_split(
     experiment.task, experiment.graphdef, experiment.mesh
   )

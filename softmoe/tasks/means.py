@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ Sums = dict[str, task_lib.Mean]
 
 def over_split(
   task: task_lib.Task, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
-) -> task_lib.Evaluator:
+) -> Callable[..., dict[str, float]]:
   """Returns an evaluator: the task's loss and metrics over one pass.
 
   Metrics are `loss`, those of the task, those of the MoE blocks as `moe/NAME`,
@@ -69,7 +70,9 @@ def _sums(
   router_options: dict[str, jax.Array] | None,
 ) -> Sums:
   model = nnx.merge(graphdef, params)
-  options = {'router_options': router_options} if router_options else {}
+  options: dict[str, Any] = {}
+  if router_options:
+    options['router_options'] = router_options
   loss = task.loss(model, task.prepare(batch, None), **options)
   count = task_lib.Mean(jnp.sum(batch['mask']), jnp.zeros(()))
   own = {'loss': task_lib.Mean(loss.sum, loss.weight), 'examples': count}
