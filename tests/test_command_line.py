@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = ['--config=tests/tiny.py:soft', '--cpu_devices=1']
 TIMING = ('images_per_second', 'mfu')
 PROGRESS = re.compile(
-  r'experiment: [\d,]+ parameters, .* GFLOP an image, cpu device\(s\) as .*'
+  r'experiment: [\d,]+ parameters, .* GFLOP/image, cpu device\(s\) as .*'
   r'|step \d/8  loss .*|step \d: test\[:100\] accuracy .*'
   r'|resuming \S+ at step \d'
 )
