@@ -22,7 +22,7 @@ TINY = ['--config=tests/tiny.py:soft', '--cpu_devices=1']
 TIMING = ('images_per_second', 'mfu')
 PROGRESS = re.compile(
   r'experiment: [\d,]+ parameters, .* GFLOP/image, cpu device\(s\) as .*'
-  r'|step \d/8  loss .*|step \d: test\[:100\] accuracy .*'
+  r'|step \d/8  loss .*|step \d: test\[:100\] loss .* accuracy .*'
   r'|resuming \S+ at step \d'
 )
 
