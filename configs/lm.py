@@ -6,6 +6,10 @@ all but XMoE, whose tokens decide, are set to compute as much as the dense MLP.
 Nothing is dropped, so that no token sees later ones. ARGUMENT is one of
 ARGUMENTS, for instance xmoe (the paper's size) or xmoe_cpu.
 
+  python -m softmoe.data.text.train_tokenizer bpe jsonl:data/english \
+    data/english.json --vocab_size=4096
+  python train.py --config=configs/lm.py:xmoe_cpu --workdir=DIR
+
   python -m softmoe.data.text.tokenize SOURCE bpe:FILE.json data/lm.bin
   python train.py --config=configs/lm.py:ARGUMENT --workdir=DIR \
     --config.data.source=tokens:data/lm.bin \

@@ -5,7 +5,8 @@ second block of its encoder a mixture; and one for two cores. All mixtures have
 as many parameters. Nothing is dropped. ARGUMENT is one of ARGUMENTS, for
 instance xmoe (the paper's size) or xmoe_cpu. Data: docs/corpora.md.
 
-  python -m softmoe.data.text.train_tokenizer bpe text:DIR data/help.json \
+  python -m softmoe.data.text.train_tokenizer bpe \
+    'text:data/libreoffice-help/train.*.tsv' data/help.json \
     --vocab_size=8192 --special '<de>' '<ru>' '<zh-CN>' '<fr>' '<es>' '<ja>'
   python train.py --config=configs/translate.py:ARGUMENT --workdir=DIR \
     --config.data.source=parallel:data/libreoffice-help

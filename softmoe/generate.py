@@ -28,13 +28,17 @@ _OUTPUT = flags.DEFINE_string(
 )
 _TOKENS = flags.DEFINE_integer('tokens', 200, 'The most to write of each.')
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, 'Divides the logits; 0: the most probable token.'
+  'temperature',
+  0.8,
+  'Of a language model: divides the logits; 0: the most probable token.',
 )
 _TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Draw from so many of the most probable tokens; 0: from all.'
+  'top_k',
+  0,
+  'Of a language model: draw from so many of the most probable tokens; 0: all.',
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-_BEAM = flags.DEFINE_integer('beam', 5, 'Width of the search that translates.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of a language model: of the draws.')
+_BEAM = flags.DEFINE_integer('beam', 5, 'Of a translator: width of the search.')
 flags.register_validator(_WORKDIR, bool, 'give --workdir=DIRECTORY')
 
 

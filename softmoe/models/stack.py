@@ -323,7 +323,9 @@ def check(config: TransformerConfig) -> None:
   ):
     require(config, field, valid, expected)
   even = config.positions != 'rotary' or config.width % (2 * heads) == 0
-  expected = f"not 'rotary' with heads of odd width, {config.width // heads}"
+  expected = (
+    f"'none' or 'learned': heads have odd width, {config.width // heads}"
+  )
   require(config, 'positions', even, expected)
   attention.choose(config.attention, sharding.platform())
   if moe.blocks:

@@ -212,7 +212,8 @@ class Translation(vocabularies.OfTokens):
       source[row, : len(tokens)] = tokens
     mask = np.arange(length)[None] < np.array([[len(s)] for s in sources])
     search = self.config.search
-    search = beam_search.Search(how.beam, self.length, search.penalty)
+    most = min(how.tokens, self.length)
+    search = beam_search.Search(how.beam, most, search.penalty)
     tokens = translate(
       model, jnp.asarray(source), jnp.asarray(mask), self.tokenizer.eos, search
     )

@@ -273,5 +273,5 @@ def test_weights_are_averaged_and_names_may_be_missing():
 
 def test_rotary_needs_heads_of_even_width():
   config = dataclasses.replace(CONFIG, width=6)
-  with pytest.raises(ValueError, match="positions: got 'rotary'; not 'rotary'"):
+  with pytest.raises(ValueError, match="positions: got 'rotary'; 'none' or"):
     stack.check(config)
