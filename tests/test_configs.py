@@ -131,7 +131,13 @@ def one_device():
     yield device
 
 
-@pytest.mark.parametrize('name, argument', ALL)
+def some(quick, cases):
+  """Returns all the cases; those that are not among `quick` are slow."""
+  slow = lambda case: () if ':'.join(case) in quick else pytest.mark.slow
+  return [pytest.param(*case, marks=slow(case)) for case in cases]
+
+
+@pytest.mark.parametrize('name, argument', some(SHRUNK.values(), ALL))
 def test_builds(name, argument):
   config = load(name, argument)
   experiment = experiment_lib.build(config)

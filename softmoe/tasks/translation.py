@@ -172,8 +172,9 @@ class Translation(vocabularies.OfTokens):
     return tuple(evaluators)
 
   def notes(self) -> dict[str, str]:
-    """Returns the signatures of the scores."""
-    return scores.signatures() if self.config.search.beam else {}
+    """Returns the pairs left out of training, and the scores' signatures."""
+    signatures = scores.signatures() if self.config.search.beam else {}
+    return {'left_out': pairs.left_out(self.config.data)} | signatures
 
   def write(
     self,

@@ -110,6 +110,7 @@ def test_same_logits_metrics_and_gradients_with_dropout(plain, scan, remat):
   jax.tree.map(close(1e-5), actual_gradients, gradients)
 
 
+@pytest.mark.slow
 def test_key_matters_in_training_and_evaluation_has_none(plain):
   params = stack_of(plain[0])
   config = dataclasses.replace(CONFIG, scan=True)

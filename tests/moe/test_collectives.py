@@ -4,6 +4,7 @@ Read from the program that the compiler makes of a layer and its gradient.
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -93,11 +94,29 @@ def of(found, kind):
   return [c for c in found if c.kind == kind]
 
 
-MESHES = [(2, 1, 4), (2, 2, 2)]
+QUICKLY = {
+  'soft': [(2, 1, 4), (2, 2, 2)],
+  'tokens_choice dropless': [(2, 1, 4), (2, 2, 2)],
+  'mixture_of_tokens': [(2, 2, 2)],
+  'tokens_choice': [(2, 2, 2)],
+  'relu': [(2, 2, 2)],
+}
 
 
-@pytest.mark.parametrize('name', SLOTS)
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def on_meshes(*meshes, names):
+  """Returns the decorator for (sizes, name); most of them are slow."""
+  quick = lambda sizes, name: sizes in QUICKLY.get(name, ())
+  cases = [
+    pytest.param(*case, marks=() if quick(*case) else pytest.mark.slow)
+    for case in itertools.product(meshes, names)
+  ]
+  return pytest.mark.parametrize(('sizes', 'name'), cases, ids=str)
+
+
+both = functools.partial(on_meshes, (2, 1, 4), (2, 2, 2))
+
+
+@both(names=SLOTS)
 def test_slots_travel_by_two_all_to_alls_a_direction(moved, sizes, name):
   found, group = moved(name, sizes)
   exchanges = of(found, 'all-to-all')
@@ -114,8 +133,7 @@ def test_forward_has_two_all_to_alls(moved, name):
   assert len(of(found, 'all-to-all')) == 2
 
 
-@pytest.mark.parametrize('name', DROPLESS)
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@both(names=DROPLESS)
 def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
   """Forward: tokens to all experts, partial sums back; backward the same.
 
@@ -129,8 +147,7 @@ def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
   assert len(over('all-to-all')) == len(of(found, 'all-to-all')) == 3
 
 
-@pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+@both(names=CASES)
 def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
   """`fsdp` alone gathers them; `data` alone sums their gradients."""
   found, group = moved(name, sizes)
@@ -150,10 +167,10 @@ def test_weights_of_experts_never_leave_their_shard(moved, sizes, name):
   assert sum(map(math.prod, summed)) == local * elements // sizes[1]
 
 
-@pytest.mark.parametrize('name', CASES)
-def test_nothing_else_is_split_over_fsdp(moved, name):
+@on_meshes((2, 2, 2), names=CASES)
+def test_nothing_else_is_split_over_fsdp(moved, sizes, name):
   """What is gathered and scattered is weights, or tokens of the experts."""
-  found, group = moved(name, (2, 2, 2))
+  found, group = moved(name, sizes)
   for kind in ('all-gather', 'reduce-scatter'):
     allowed = {group('fsdp')} | (
       {group('expert')} if name in DROPLESS else set()

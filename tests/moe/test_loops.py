@@ -25,7 +25,6 @@ from tests.moe.layer_cases import (
 from tests.moe.layer_loops import by_loops
 
 MESHES = [None, (1, 1), (2, 4), (4, 2)]
-QUICKLY = ('soft', 'experts_choice', 'threshold')
 MAIN = (
   'soft',
   'tokens_choice',
@@ -34,6 +33,8 @@ MAIN = (
   'threshold',
   'threshold dropless',
 )
+QUICKLY = ('soft', 'experts_choice', 'threshold', 'tokens_choice dropless')
+SPLIT = (*MAIN, 'bias_balanced', 'expert_threshold', 'relu', 'segment_soft')
 
 
 def check(name, shape, seed, sizes):
@@ -78,8 +79,21 @@ def test_no_router_is_left_out():
   assert {f['router'] for f in CASES.values()} == {*mixtures.ROUTERS, 'hash'}
 
 
-@pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def some(quick, names):
+  """Returns all the names; those that are not among `quick` are slow."""
+  slow = lambda name: () if name in quick else pytest.mark.slow
+  return [pytest.param(name, marks=slow(name)) for name in names]
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'name'),
+  [
+    pytest.param(sizes, *name.values, marks=name.marks)
+    for sizes in MESHES
+    for name in some(SPLIT if sizes == (2, 4) else QUICKLY, CASES)
+  ],
+  ids=str,
+)
 def test_equals_loops_forward_and_gradient(mesh, sizes, name):
   if sizes:
     mesh(*sizes)
@@ -87,13 +101,7 @@ def test_equals_loops_forward_and_gradient(mesh, sizes, name):
     check(name, on_mesh(name), seed, sizes)
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
-    for name in MAIN
-  ],
-)
+@pytest.mark.parametrize('name', some(('soft', 'threshold'), MAIN))
 def test_200_random_cases(name):
   first = MAIN.index(name) % 4
   for shape in SHAPES[first::4]:
@@ -105,7 +113,7 @@ def count(text, operation):
   return text.count(f' {operation}(')
 
 
-@pytest.mark.parametrize('name', sorted(SLOTS | CAPACITY))
+@pytest.mark.parametrize('name', some(SPLIT, sorted(SLOTS | CAPACITY)))
 def test_slots_and_buffers_travel_by_two_all_to_alls_a_direction(mesh, name):
   mesh(2, 4)
   text = compiled(name, on_mesh(name), (2, 4)).as_text()
@@ -128,7 +136,7 @@ def test_forward_has_two_all_to_alls(mesh, name):
   assert count(text, 'all-gather') == 0
 
 
-@pytest.mark.parametrize('name', sorted(DROPLESS | GROUPED))
+@pytest.mark.parametrize('name', some(SPLIT, sorted(DROPLESS | GROUPED)))
 def test_dropless_gathers_tokens_and_never_weights(mesh, name):
   mesh(2, 4)
   text = compiled(name, on_mesh(name), (2, 4)).as_text()
@@ -145,7 +153,7 @@ def test_dropless_gathers_tokens_and_never_weights(mesh, name):
     assert int(columns) == width and int(rows) > num_experts
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', some(SPLIT, CASES))
 def test_gradients_of_experts_stay_where_experts_are(mesh, name):
   mesh(2, 4)
   case = place(draw(name, on_mesh(name), 0), (2, 4))

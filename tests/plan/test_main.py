@@ -57,6 +57,7 @@ def test_one_json_object(directory):
   assert 'seconds' not in train  # no figures of a CPU are published
 
 
+@pytest.mark.slow
 def test_two_configs_side_by_side(directory):
   done = plan(
     directory,

@@ -7,6 +7,7 @@ from softmoe import sharding
 from softmoe.plan import estimate, programs, suggest, targets
 
 
+@pytest.mark.slow
 def test_cheap_changes_come_first_and_all_can_be_built(tiny):
   config = tiny(mesh='data:4,expert:2', data__batch_size=64)
   tried = list(suggest._candidates(config, report(config, 0), True))

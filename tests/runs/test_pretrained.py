@@ -95,7 +95,11 @@ def test_it_starts_with_the_metrics_of_the_other(
   ('there', 'here'),
   [
     ((False, 'data:1'), (True, 'data:2,fsdp:2,expert:2')),
-    ((True, 'data:2,fsdp:2,expert:2'), (False, 'data:2,expert:4')),
+    pytest.param(
+      (True, 'data:2,fsdp:2,expert:2'),
+      (False, 'data:2,expert:4'),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_scan_and_mesh_may_differ(saved, tiny, there, here):

@@ -70,6 +70,7 @@ def test_a_split_that_is_not_there_is_named(experiment, params):
     experiment.evaluate(params, 'valid')
 
 
+@pytest.mark.slow
 def test_images_that_fill_the_batch_up_are_not_routed():
   """Of 100 images, the last batch of 64 holds 36 and 28 that are empty."""
   fields = dict(
@@ -94,7 +95,11 @@ def test_images_that_fill_the_batch_up_are_not_routed():
   ('router', 'fields'),
   [
     ('soft', dict(slots_per_expert=2)),
-    ('threshold', dict(slots_per_expert=1, threshold=0.5)),
+    pytest.param(
+      'threshold',
+      dict(slots_per_expert=1, threshold=0.5),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_moe_metrics_are_those_of_an_evaluation_without_padding(router, fields):

@@ -122,6 +122,7 @@ def test_run_scores_and_translates(config_of, folder, tmp_path):
     experiment.task.write(model, ['danke ' * 50], how)
 
 
+@pytest.mark.slow
 def test_greedy_is_the_best_of_the_full_pass(config_of):
   experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
   params = jax.tree.map(lambda w: 3 * w, jax.jit(experiment.init_params)())

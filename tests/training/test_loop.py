@@ -231,7 +231,9 @@ def assert_finite(workdir, config):
       assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize('bad_step', [5, 6])
+@pytest.mark.parametrize(
+  'bad_step', [5, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_state_that_is_not_finite_is_not_saved(
   finished, tmp_path, one_device, monkeypatch, bad_step
 ):

@@ -100,6 +100,7 @@ def test_a_stopped_run_goes_on_as_if_it_was_not(
   assert saved(tmp_path, config) == state
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_last_step_is_no_stop(uninterrupted, tmp_path):
   expected, config, _ = uninterrupted
   with signalled(step_lib, 'make_train_step', config.steps):
@@ -109,6 +110,7 @@ def test_a_signal_at_the_last_step_is_no_stop(uninterrupted, tmp_path):
   assert metrics(tmp_path) == metrics(expected)
 
 
+@pytest.mark.slow
 def test_a_crash_loses_only_what_came_after_the_last_save(
   uninterrupted, tmp_path, monkeypatch
 ):

@@ -79,6 +79,16 @@ class Pairs:
     return made
 
 
+def left_out(config: PairDataConfig) -> str:
+  """Returns how many pairs of training are too long for it, in words."""
+  lengths, longest = (
+    load(config, config.train_split).lengths,
+    config.buckets[-1],
+  )
+  count = int(np.sum(lengths > longest))
+  return f'{count:,} of {len(lengths):,} pairs: above {longest} tokens'
+
+
 def train_batches(
   config: PairDataConfig,
   *,

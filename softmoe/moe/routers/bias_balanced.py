@@ -18,6 +18,7 @@ from softmoe.moe import routing
 from softmoe.moe.routers import gating, quantile
 
 BALANCE_BY = ('sign', 'quantile')
+RATE = 1e-3  # of the paper
 
 
 class BiasBalanced(nnx.Module):
@@ -44,7 +45,7 @@ class BiasBalanced(nnx.Module):
     *,
     k: int,
     balance_by: str = 'sign',
-    rate: float = 1e-3,
+    rate: float | None = None,
     scale: float = 1.0,
     capacity_factor: float | None = None,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
@@ -57,7 +58,7 @@ class BiasBalanced(nnx.Module):
       num_experts: how many to choose from.
       k: experts of a token.
       balance_by: what moves the bias, one of BALANCE_BY.
-      rate: u of the paper, how far a step moves the bias by 'sign'.
+      rate: u of the paper, how far a step moves the bias by 'sign'; None: RATE.
       scale: what a token's gates sum to.
       capacity_factor: tokens that an expert keeps, as a multiple of
         k * tokens / experts; None, as in the papers: all that chose it.
@@ -72,6 +73,9 @@ class BiasBalanced(nnx.Module):
     gating.require(1 <= k <= num_experts, 'k', k, allowed)
     allowed = f'one of {BALANCE_BY}'
     gating.require(balance_by in BALANCE_BY, 'balance_by', balance_by, allowed)
+    if balance_by == 'quantile':
+      gating.require(rate is None, 'rate', rate, "None for 'quantile'")
+    rate = RATE if rate is None else rate
     gating.require(0 <= rate < math.inf, 'rate', rate, 'at least 0')
     gating.require(0 < scale < math.inf, 'scale', scale, 'above 0')
     if capacity_factor is not None:

@@ -7,9 +7,10 @@ from softmoe.tables import markdown
 from softmoe.tables.cost.figures import Figures
 
 TITLES = {
-  1: 'Table 1: long runs',
-  8: 'Table 8: all long runs',
-  9: 'Table 9: short runs, 300,000 steps',
+  '1': 'Table 1: long runs',
+  '8': 'Table 8: all long runs',
+  '9': 'Table 9: short runs, 300,000 steps',
+  'xmoe': "XMoE's language models: GPT-2 small, 1,024 tokens",
 }
 LEGEND = (
   '`paper`: as printed. All else is counted here, on the models themselves.'
@@ -21,6 +22,9 @@ LEGEND = (
   ' since the one-hot array of dispatch has no gradient.'
   ' C: capacity factor; buffer: tokens of a group that an expert keeps; group:'
   ' in tokens.'
+  ' Of language models, MFLOP are of a token, of all and of experts alone; K:'
+  ' experts of a token, of XMoE an example of what its tokens may decide;'
+  " reference: parameters by the sizes in the authors' scripts."
 )
 NAMES = {
   'dense': 'ViT',
@@ -92,11 +96,23 @@ SHORT = (
   Column('3 x', 'exaflop_true', _tenths),
   *_DAYS,
 )
+LANGUAGE = (
+  Column('Model', 'model', left=True),
+  Column('Experts', 'experts'),
+  Column('Hidden', 'hidden', _number),
+  Column('K', 'k'),
+  Column('Parameters, reference', 'params_reference'),
+  Column('ours', 'params', _sized),
+  Column('same digits', 'params_same_digits', ('no', 'yes').__getitem__),
+  Column('MFLOP', 'mflop', _tenths),
+  Column('experts', 'mflop_experts', _tenths),
+)
+COLUMNS = {'1': LONG, '8': LONG, '9': SHORT, 'xmoe': LANGUAGE}
 
 
-def section(table: int, rows: list[Figures]) -> str:
-  """Returns one table of the paper with its heading."""
-  columns = SHORT if table == 9 else LONG
+def section(table: str, rows: list[Figures]) -> str:
+  """Returns one table with its heading."""
+  columns = COLUMNS[table]
   rows_ = [[_cell(column, row) for column in columns] for row in rows]
   headings = [column.heading for column in columns]
   left = [i for i, column in enumerate(columns) if column.left]

@@ -91,6 +91,13 @@ def test_bad_fields(config, fields, message):
     next(pairs.train_batches(config, seed=0))
 
 
+def test_what_is_too_long_is_counted(config, tmp_path):
+  path = tmp_path / 'pairs.tsv'
+  path.write_text('1234567\tyes\n12345678\tyes\nja\t123456789\n')
+  config = dataclasses.replace(config, source=f'parallel:{path}', buckets=(8,))
+  assert pairs.left_out(config) == '2 of 3 pairs: above 8 tokens'  # with EOS
+
+
 def test_what_is_in_a_batch(config, tmp_path):
   lines = ['a\tbc', 'def\tghij klmn opqr stuv']
   (tmp_path / 'own.tsv').write_text('\n'.join(lines))

@@ -200,11 +200,11 @@ def test_given_routing(mesh, sizes, router, implementation):
   'router, sizes',
   [
     ('bias_balanced', None),
-    ('bias_balanced', (1, 1)),
+    pytest.param('bias_balanced', (1, 1), marks=pytest.mark.slow),
     ('bias_balanced', (2, 4)),
-    ('bias_balanced', (4, 2)),
-    ('tokens_choice', None),
-    ('tokens_choice', (2, 4)),
+    pytest.param('bias_balanced', (4, 2), marks=pytest.mark.slow),
+    pytest.param('tokens_choice', None, marks=pytest.mark.slow),
+    pytest.param('tokens_choice', (2, 4), marks=pytest.mark.slow),
   ],
 )
 def test_routers_that_bound_their_choices(mesh, sizes, router):

@@ -203,6 +203,7 @@ def test_scores_that_underflow_keep_their_ratio():
     (dict(k=0), 'k: got 0; 1 to 6, the number of experts'),
     (dict(k=7), 'k: got 7; 1 to 6, the number of experts'),
     (dict(rate=-1.0), 'rate: got -1.0; at least 0'),
+    (dict(balance_by='quantile', rate=0.1), 'rate: got 0.1; None for'),
     (dict(scale=0.0), 'scale: got 0.0; above 0'),
     (dict(capacity_factor=0.0), 'capacity_factor: got 0.0; above 0'),
   ],

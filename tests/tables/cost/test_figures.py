@@ -53,7 +53,7 @@ def test_what_follows_from_a_count(monkeypatch):
 def test_a_table_and_json_show_every_row(monkeypatch):
   found = measured(monkeypatch, 1, 3)
   assert json.loads(json.dumps(found)) == found
-  title, _, heads, rule, *lines = text.section(9, found).splitlines()
+  title, _, heads, rule, *lines = text.section('9', found).splitlines()
   assert title.startswith('## Table 9')
   assert [line.count('|') for line in lines] == [heads.count('|')] * 2
   assert lines[1].split('|')[2:5] == [' S/32  ', ' Soft MoE ', '      32 ']
