@@ -1,11 +1,11 @@
-"""What the launcher's CPU settings are worth: devices and huge pages.
+"""What the launcher's CPU settings are worth: devices and the heap.
 
 python benchmarks/cpu_placement.py
 
 Times a training step of two models, each in processes with one CPU device or
-one a core, with the heap on ordinary or huge pages. Rounds are interleaved, and
-the table gives the best step of all rounds and how many times faster it is than
-with one device on ordinary pages.
+one a core, with the heap on ordinary pages, on huge pages, and on huge pages
+that it keeps. Rounds are interleaved, and the table gives the best step of all
+rounds and how many times faster it is than with one device on ordinary pages.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from softmoe import sharding
 from softmoe.data.images import config as image_config
 from softmoe.models import config as model_config
 from softmoe.models import vit
+from softmoe.process import launch
 from softmoe.runs import state
 from softmoe.tables import markdown
 from softmoe.tasks import classification
@@ -31,7 +32,13 @@ from softmoe.training import step
 
 ROUNDS = 3
 STEPS = 6
-SETTINGS = [(1, 0), (1, 1), (0, 0), (0, 1)]  # devices (0: a core), huge pages
+HEAPS = {
+  'ordinary': 'glibc.malloc.hugetlb=0',
+  'huge': 'glibc.malloc.hugetlb=1',
+  'huge, kept': launch.HEAP,
+}
+# Devices (0: one a core) and heap.
+SETTINGS = [(devices, heap) for devices in (1, 0) for heap in HEAPS]
 MODELS = {
   'ViT 128 x 6, 16 tokens': {},
   'Soft MoE, 128 experts of 384 x 1536 in one block': dict(
@@ -56,13 +63,13 @@ def table(best: dict[tuple, float]) -> str:
   """Returns a row for each model and setting."""
   rows = []
   for name in MODELS:
-    for devices, huge in SETTINGS:
-      seconds = best[name, (devices, huge)]
+    for devices, heap in SETTINGS:
+      seconds = best[name, (devices, heap)]
       rows.append(
         (
           name,
           devices or os.cpu_count(),
-          'huge' if huge else 'ordinary',
+          heap,
           f'{seconds * 1e3:.0f}',
           f'{best[name, SETTINGS[0]] / seconds:.2f}',
         )
@@ -71,10 +78,10 @@ def table(best: dict[tuple, float]) -> str:
   return markdown.table(header, rows)
 
 
-def measure(name: str, devices: int, huge: int) -> float:
+def measure(name: str, devices: int, heap: str) -> float:
   """Returns the seconds of the best step, in a process of its own."""
   environment = os.environ | {
-    'GLIBC_TUNABLES': f'glibc.malloc.hugetlb={huge}',
+    'GLIBC_TUNABLES': HEAPS[heap],
     'JAX_PLATFORMS': 'cpu',
   }
   command = [sys.executable, __file__, name, str(devices or os.cpu_count())]

@@ -26,6 +26,16 @@ from softmoe.errors import (
 from softmoe.process import config_flag
 
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
+# Huge pages, and memory that is freed stays: one heap that grows and never
+# shrinks, in which large arrays are as well.
+HEAP = ':'.join(
+  (
+    f'{_HUGE_PAGES}=1',
+    'glibc.malloc.arena_max=1',
+    'glibc.malloc.mmap_max=0',
+    f'glibc.malloc.trim_threshold={1 << 40}',
+  )
+)
 
 _CPU_DEVICES = flags.DEFINE_integer(
   'cpu_devices',
@@ -65,7 +75,7 @@ def run(main: Callable[[], Any], alone: bool = False) -> None:
     main: returns what is to be printed; None: nothing is.
     alone: whether to be one process, whatever the environment says of a job.
   """
-  use_huge_pages()
+  keep_heap()
   _be_main(main.__module__)
   logging.set_verbosity(logging.WARNING)
   app.run(
@@ -73,18 +83,19 @@ def run(main: Callable[[], Any], alone: bool = False) -> None:
   )
 
 
-def use_huge_pages() -> None:
-  """Starts the process anew with huge pages for the heap.
+def keep_heap() -> None:
+  """Starts the process anew with a heap on huge pages that is never given back.
 
-  The C library reads its settings once, at the start. Gradients of many
-  experts are bound by page faults on fresh memory, of which huge pages need
-  fewer; `benchmarks/cpu_placement.py` shows what it is worth.
+  The C library reads its settings once, at the start. A step asks for its
+  temporaries anew and would wait for fresh pages of zeros;
+  `benchmarks/cpu_placement.py` shows what this is worth. Whoever sets huge
+  pages, on or off, decides about all of it.
   """
   settings = os.environ.get('GLIBC_TUNABLES', '')
   if sys.platform != 'linux' or _HUGE_PAGES in settings:
     return
   own = [settings] if settings else []
-  os.environ['GLIBC_TUNABLES'] = ':'.join([*own, f'{_HUGE_PAGES}=1'])
+  os.environ['GLIBC_TUNABLES'] = ':'.join([*own, HEAP])
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

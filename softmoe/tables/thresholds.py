@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--plot', default='', help='a new picture; needs plots')
   options = parser.parse_args(argv)
   check(options.thresholds, options.plot)
-  launch.use_huge_pages()
+  launch.keep_heap()
   launch.use_cores()
   rows = evaluate(
     options.workdir, options.thresholds, options.step, options.split

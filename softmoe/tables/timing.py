@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--rounds', type=arguments.positive, default=20)
   options = parser.parse_args(argv)
   _, found, folders = options_lib.open_suite(options)
-  launch.use_huge_pages()
+  launch.keep_heap()
   launch.use_cores()
   path = folders.times()
   if path.exists():

@@ -199,6 +199,6 @@ def _thin(points: list[Any], most: int) -> list[Any]:
 
 
 if __name__ == '__main__':
-  launch.use_huge_pages()
+  launch.keep_heap()
   launch.use_cores()
   launch.guard(lambda: main(sys.argv[1:]))

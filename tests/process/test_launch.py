@@ -37,40 +37,38 @@ def replaced(monkeypatch):
     ['python', '-X', 'dev', '-W', 'error', 'train.py'],
   ],
 )
-def test_huge_pages_start_the_same_command_again_once(
-  replaced, monkeypatch, argv
-):
+def test_heap_starts_the_same_command_again_once(replaced, monkeypatch, argv):
   environment, calls = replaced
   monkeypatch.setattr(launch.sys, 'orig_argv', argv)
   with pytest.raises(Replaced):
-    launch.use_huge_pages()
+    launch.keep_heap()
   assert calls == [(sys.executable, [sys.executable, *argv[1:]])]
-  assert environment['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
-  launch.use_huge_pages()
+  assert environment['GLIBC_TUNABLES'] == launch.HEAP
+  launch.keep_heap()
   assert len(calls) == 1
 
 
-def test_huge_pages_keep_other_settings(replaced):
+def test_heap_keeps_other_settings(replaced):
   environment, _ = replaced
   environment['GLIBC_TUNABLES'] = 'glibc.malloc.check=3'
   with pytest.raises(Replaced):
-    launch.use_huge_pages()
+    launch.keep_heap()
   assert environment['GLIBC_TUNABLES'] == (
-    'glibc.malloc.check=3:glibc.malloc.hugetlb=1'
+    f'glibc.malloc.check=3:{launch.HEAP}'
   )
 
 
-def test_huge_pages_can_be_turned_off(replaced):
+def test_heap_can_be_turned_off(replaced):
   environment, calls = replaced
   environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=0'
-  launch.use_huge_pages()
+  launch.keep_heap()
   assert not calls
 
 
-def test_huge_pages_are_for_linux(replaced, monkeypatch):
+def test_heap_is_for_linux(replaced, monkeypatch):
   environment, calls = replaced
   monkeypatch.setattr(launch.sys, 'platform', 'darwin')
-  launch.use_huge_pages()
+  launch.keep_heap()
   assert not calls
   assert 'GLIBC_TUNABLES' not in environment
 

@@ -27,6 +27,25 @@ TINY = [
   '--config.model.depth=1',
   '--config.model.moe.blocks=(0,)',
 ]
+# Text of any length: what is padding differs from device to device.
+TEXT = [
+  *('--config.steps=3', '--config.log_every=1', '--config.eval_every=3'),
+  *('--config.data.batch_size=16', '--config.data.eval_batch_size=16'),
+  *('--config.data.tokenizer=bytes', '--config.data.eval_split=train'),
+  '--config.data.train_split=train',
+  *('--config.model.width=16', '--config.model.depth=2'),
+  *('--config.model.mlp_dim=32', '--config.model.num_heads=2'),
+  *('--config.model.vocab_size=257', '--config.model.moe.blocks=(1,)'),
+  *('--config.model.moe.num_experts=8', '--config.model.moe.expert_dim=8'),
+  '--config.optimizer.schedule.warmup=1',
+]
+TASKS = {
+  'translation': [
+    '--config=configs/translate.py:xmoe_cpu',
+    *('--config.data.buckets=(8,48)', '--config.search.beam=0'),
+  ],
+  'language': ['--config=configs/lm.py:xmoe_cpu', '--config.data.length=48'],
+}
 HEARTBEAT = 10  # seconds
 PATIENCE = 240  # seconds for what takes a few, on a busy machine
 # Relative: sums over devices are taken in another order.
@@ -182,6 +201,56 @@ def test_sigterm_to_one_stops_all_and_four_go_on(start, reference, tmp_path):
     assert not re.search('experiment:|resuming|step', process.printed())
     assert process.out.read_text() == ''
   _assert_same_run(tmp_path, reference)
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory):
+  """Returns the source of each task: pairs and documents of any length."""
+  directory = tmp_path_factory.mktemp('text')
+  words = lambda n: ' '.join('abcdefghijkl'[i % 12] for i in range(n))
+  pairs = [(words(n % 4 + 1), words(n * n % 23 + 1)) for n in range(96)]
+  lines = ''.join(f'{source}\t{target}\n' for source, target in pairs)
+  (directory / 'pairs.tsv').write_text(lines)
+  texts = (json.dumps({'text': target}) + '\n' for _, target in pairs * 4)
+  (directory / 'texts.jsonl').write_text(''.join(texts))
+  return {
+    'translation': f'parallel:{directory}/pairs.tsv',
+    'language': f'jsonl:{directory}/texts.jsonl',
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', TASKS)
+def test_ragged_tokens_on_processes_and_meshes(start, sources, task, tmp_path):
+  """Losses and metrics are those of one device."""
+  found = {}
+  for processes, mesh, devices in (
+    (1, 'data:1', 1),
+    (2, 'data:2,expert:4', 8),
+    (4, 'data:4,expert:2', 8),
+  ):
+    workdir = tmp_path / str(processes)
+    command = [
+      *('train.py', *TASKS[task], *TEXT, f'--workdir={workdir}'),
+      *(f'--config.data.source={sources[task]}', f'--config.mesh={mesh}'),
+    ]
+    job = start(processes, *command, devices=devices)
+    _assert_codes(job, *[0] * processes)
+    found[processes] = [
+      (step, name, value)
+      for step, name, value in _metrics(workdir)
+      # Dropless experts fill rows up, per device; speeds are of the machine.
+      if name not in ('moe/executed', 'moe/flops')
+      and not name.endswith('_per_second')
+    ]
+  names = {name for _, name, _ in found[1]}
+  assert {'loss', 'cross_entropy', 'moe/wanted'} <= names
+  for processes in (2, 4):
+    for actual, expected in zip(found[processes], found[1], strict=True):
+      assert actual[:2] == expected[:2]
+      np.testing.assert_allclose(
+        actual[2], expected[2], rtol=1e-5, err_msg=str(actual[:2])
+      )
 
 
 @pytest.mark.slow
