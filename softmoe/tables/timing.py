@@ -3,9 +3,11 @@
 python -m softmoe.tables time SUITE
 
 One program at a time has the whole machine, in turn with all others: what
-disturbs the machine for a while so disturbs them all.
+disturbs the machine for a while so disturbs them all. A model is as its run
+left it, if that is there: how many experts tokens want can be learned.
 """
 
+import pathlib
 import statistics
 import sys
 import time
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
@@ -40,28 +43,33 @@ def main(argv: list[str]) -> None:
     folders_lib.read(path)  # whatever else it is, it stays
   if busy := folders_lib.in_use(folders.runs):
     raise UserError('time', busy, 'no run at the same time')
-  times = measure(found, options.rounds)
+  times = measure(found, folders, options.rounds)
   path.parent.mkdir(parents=True, exist_ok=True)
   workdir_lib.write_json(path, {'suite': folders.suite} | times)
   _print(times)
 
 
-def measure(found: suite.Suite, rounds: int) -> dict[str, Any]:
+def measure(
+  found: suite.Suite, folders: folders_lib.Folders, rounds: int
+) -> dict[str, Any]:
   """Returns seconds of each model: the median, and the range.
 
   Args:
     found: the suite; what has another seed alone is one model.
+    folders: where its runs are.
     rounds: how often each program is timed.
   """
   variants = {}
   for run in found.runs:
     variants.setdefault(run.variant, run)
-  programs, examples = {}, {}
+  programs, examples, trained = {}, {}, {}
   for name, run in variants.items():
     print(f'compiling {name}', file=sys.stderr)
     config = run.load_config()
     examples[name] = config.data.batch_size
-    for kind, program in _programs(experiment_lib.build(config)).items():
+    experiment = experiment_lib.build(config)
+    trained[name], state = _state(experiment, folders.workdir(run.name))
+    for kind, program in _programs(experiment, state).items():
       programs[name, kind] = program
   seconds = interleaved(programs, rounds)
   return {
@@ -70,7 +78,7 @@ def measure(found: suite.Suite, rounds: int) -> dict[str, Any]:
     'commit': origin.commit(),
     'rounds': rounds,
     'models': {
-      name: {'examples': examples[name]}
+      name: {'examples': examples[name], 'trained': trained[name]}
       | _summary('train_step', seconds[name, 'train_step'])
       | _summary('inference', seconds[name, 'inference'])
       for name in variants
@@ -95,13 +103,22 @@ def interleaved(
   return seconds
 
 
+def _state(
+  experiment: experiment_lib.Experiment, workdir: pathlib.Path
+) -> tuple[bool, state_lib.TrainState]:
+  """Returns whether there is a run, and its last state or a fresh one."""
+  if not (workdir / 'checkpoints').exists():
+    return False, state_lib.init(experiment)
+  with workdir_lib.find_checkpoint(workdir, 'latest') as found:
+    return True, state_lib.restore_or_init(experiment, found.checkpoints)
+
+
 def _programs(
-  experiment: experiment_lib.Experiment,
+  experiment: experiment_lib.Experiment, state: Any
 ) -> dict[str, Callable[[], Any]]:
-  """Returns the step and the inference of fresh parameters and real data."""
+  """Returns the step and the inference of a state, with real data."""
   step = step_lib.make_train_step(experiment)
-  state: Any = state_lib.init(experiment)
-  params = jax.jit(experiment.init_params)()
+  params = jax.tree.map(jnp.copy, state_lib.evaluated(state))  # it is donated
   batch = next(loop.batches(experiment, 0))
   infer = jax.jit(
     lambda params, batch: experiment.task.infer(
@@ -130,11 +147,13 @@ def _summary(name: str, seconds: list[float]) -> dict[str, Any]:
 
 
 def _print(times: dict[str, Any]) -> None:
-  print('| Model | Training step, ms | Inference, ms | Examples |')
-  print('| --- | ---: | ---: | ---: |')
+  print('| Model | Training step, ms | Inference, ms | Examples | Trained |')
+  print('| --- | ---: | ---: | ---: | --- |')
   for name, model in times['models'].items():
     step, inference = (
       f'{1e3 * model[f"{kind}_seconds"]:.1f}'
       for kind in ('train_step', 'inference')
     )
-    print(f'| {name} | {step} | {inference} | {model["examples"]} |')
+    trained = 'yes' if model['trained'] else 'no'
+    examples = model['examples']
+    print(f'| {name} | {step} | {inference} | {examples} | {trained} |')
