@@ -16,6 +16,7 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import config as config_lib
 from softmoe.models import flash, norms, rotary, visibility
+from softmoe.moe import dot
 
 IMPLEMENTATIONS = ('plain', 'xla', 'cudnn', 'pallas')
 
@@ -66,6 +67,7 @@ class Attention(nnx.Module):
       kernel_init=nnx.initializers.xavier_uniform(),
       dtype=jnp.dtype(config.dtype),
       param_dtype=jnp.dtype(config.param_dtype),
+      dot_general=dot.dot_general,
       rngs=rngs,
     )
     self.query, self.key, self.value = linear(), linear(), linear()

@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from softmoe.errors import UserError
+from softmoe.moe import dot
 from softmoe.moe.execution import grouped_matmul
 
 _ACTIVATIONS = {
@@ -60,6 +61,7 @@ class Mlp(nnx.Module):
       bias_init=init.normal(1e-6),
       dtype=dtype,
       param_dtype=param_dtype,
+      dot_general=dot.dot_general,
       rngs=rngs,
     )
     self.up = nnx.Linear(width, mlp_dim, **options)
