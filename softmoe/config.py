@@ -83,8 +83,11 @@ class Config:
   task: str = 'classification'  # or 'my_module:MyTask'
   seed: int = 0
   steps: int = 1000
-  init: str = ''  # 'WORKDIR[@STEP]' of a run whose parameters it starts from
+  # What it starts from: 'WORKDIR[@STEP]' of a run, or a weights file; see
+  # docs/weights.md.
+  init: str = ''
   init_head: str = 'keep'  # or 'reset': as in a run without `init`
+  init_allow: str = ''  # regex of names that one side has and the other lacks
   ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: int = 50
