@@ -1,8 +1,8 @@
 """Arrays by name, out of files that nobody has to trust.
 
-Nothing is unpickled, and nothing is read before it is looked at: arrays are maps
-of the file into memory, so a device that takes a part of one reads that part.
-Only what a .npz holds compressed is read whole.
+Nothing is unpickled, and nothing is read before it is looked at: arrays are
+maps of the file into memory, so a device that takes a part of one reads that
+part. Only what a .npz holds compressed is read whole.
 """
 
 import json

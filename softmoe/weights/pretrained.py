@@ -104,9 +104,8 @@ def _report(
     if path not in fresh and saved[path] != shape
   ]
   left_over = [*source.left_over, *(p for p in saved if p not in adopted)]
-  lines = [
-    f'starting from {len(adopted) - len(fresh)} parameters of {source.name}'
-  ]
+  count = len(adopted) - len(fresh)
+  lines = [f'starting from {count} parameters of {source.name}']
   for what, names in (
     ('resized', resized),
     ('left at initialisation', fresh),

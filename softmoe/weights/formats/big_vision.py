@@ -54,4 +54,5 @@ FORMAT = Format(
     experiment, activations=('gelu',), qk_norm=True
   ),
   trained={'activation': 'gelu', 'norm_epsilon': 1e-6},
+  file='model.npz',
 )

@@ -15,7 +15,8 @@ class Format:
     name: as the command line has it.
     is_it: tells from the names of a file's arrays whether it is of the format.
     rows: from a model's config and the file's names to the table. It may hold
-      rows of parameters that the model lacks. Without names: as it is written.
+      rows of parameters that the model lacks. To write, the names are the
+      paths of the parameters.
     config: from our config to the fields of the `config.json` that is written
       beside the weights.
     facts: from the content of a `config.json` to fields of our model's config
@@ -24,6 +25,7 @@ class Format:
     foreign: what some models of the library have and none of ours, by a word
       that is in the names.
     ignored: regex of names that hold no weights.
+    file: name of what is written.
     refuse: raises a UserError if the library has no such model.
   """
 
@@ -36,3 +38,4 @@ class Format:
   trained: dict[str, Any] = dataclasses.field(default_factory=dict)
   foreign: dict[str, str] = dataclasses.field(default_factory=dict)
   ignored: str = ''
+  file: str = 'model.safetensors'

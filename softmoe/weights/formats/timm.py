@@ -1,7 +1,7 @@
 """timm's vision transformers: `timm.models.vision_transformer`.
 
-Also the ViTs of DINO and SigLIP as timm has them; layer scale (DINOv2) becomes a
-part of the matrix before it.
+Also the ViTs of DINO and SigLIP as timm has them; layer scale (DINOv2) becomes
+a part of the matrix before it.
 """
 
 from collections.abc import Collection
@@ -67,7 +67,6 @@ def config(experiment: Any) -> dict[str, Any]:
   return {
     'architecture': 'vit_base_patch16_224',
     'num_classes': data.num_classes,
-    'global_pool': POOLS[model.pool],
     'model_args': {
       'img_size': list(data.image_size),
       'patch_size': list(model.patch_size),
@@ -76,6 +75,7 @@ def config(experiment: Any) -> dict[str, Any]:
       'depth': model.depth,
       'num_heads': model.num_heads,
       'mlp_ratio': model.mlp_dim / model.width,
+      'global_pool': POOLS[model.pool],
       'class_token': model.pool == 'token',
       'fc_norm': False,
       'act_layer': ACTIVATIONS[model.activation],

@@ -61,4 +61,5 @@ FORMAT = Format(
     experiment, activations=('gelu',), dense=False, qk_norm=True
   ),
   trained={'activation': 'gelu', 'norm_epsilon': 1e-6},
+  file='model.npz',
 )
