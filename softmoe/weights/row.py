@@ -70,7 +70,7 @@ class Row:
     """
     view = self.view(arrays[self.name])
     assert view is not None
-    found = view[index]
+    found = np.asarray(view[index])  # of a scalar NumPy makes no array
     return found * arrays[self.scale][index[-1]] if self.scale else found
 
 

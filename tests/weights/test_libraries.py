@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
@@ -37,8 +38,9 @@ def draw(model, seed=0):
     fan_in = w[0].numel() if w.ndim in (2, 4) else 1
     scale = fan_in**-0.5 if fan_in > 1 else 0.3
     is_norm = 'norm' in name or 'ln_' in name
+    is_head = 'head' in name or 'classifier' in name
     offset = 1.0 if is_norm and name.endswith('weight') else 0.0
-    w.data = offset + (2 if 'head' in name else 1) * scale * noise
+    w.data = offset + (3 if is_head else 1) * scale * noise
   return model.eval()
 
 
@@ -76,7 +78,9 @@ def ours(config, x):
   """Returns parameters and logits of a run that starts from `config.init`."""
   experiment = build(config)
   params = pretrained.params(experiment)
-  return params, np.asarray(forward(experiment.graphdef, params, x))
+  return params, np.asarray(
+    forward(experiment.graphdef, params, jnp.asarray(x))
+  )
 
 
 def export(config, params, form, out):
@@ -102,7 +106,7 @@ def write(model, folder):
 
 
 def assert_equal(found, expected):
-  assert expected.std() >= 1 or expected.shape[0] < 2
+  assert expected.std() >= 1
   np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -144,6 +148,7 @@ def test_tiny_timm(tmp_path, pool):
   assert_equal(answer(again, x), expected)
 
 
+@pytest.mark.slow
 def test_any_array_counts(tmp_path):
   """Changing one is noticed, and the logits are equal again."""
   x = images((8, 8))
@@ -152,7 +157,7 @@ def test_any_array_counts(tmp_path):
   for i, (name, w) in enumerate(model.named_parameters()):
     w.data[..., : w.shape[-1] // 2 + 1] += 0.3
     folder = write(model, tmp_path / str(i))
-    _, found = ours(config((8, 8), init=str(folder), **TINY), x)
+    _, found = ours(config((8, 8), init=str(folder), **TINY, pool='token'), x)
     expected = answer(model, x)
     assert abs(expected - before).max() > 10 * TOLERANCE, name
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, err_msg=name)
@@ -256,7 +261,7 @@ def test_gpt2(tmp_path, tied):
   model.save_pretrained(tmp_path / 'in')
   raw = config_lib.default(language.Config)
   raw.update(init=str(tmp_path / 'in'), mesh='data:1')
-  raw.data.update(length=16, tokenizer='byte')
+  raw.data.update(length=16, tokenizer='bytes')
   raw.model.update(
     width=32,
     depth=2,
@@ -273,7 +278,7 @@ def test_gpt2(tmp_path, tied):
 
   def logits(params):
     model = nnx.merge(experiment.graphdef, params)
-    return model.logits(model(tokens)[0])
+    return model.logits(model(jnp.asarray(tokens))[0])
 
   with torch.no_grad():
     expected = model(torch.from_numpy(tokens).long()).logits.numpy()
