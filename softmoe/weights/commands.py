@@ -30,7 +30,7 @@ _FIELDS = (
 
 def inspect(file: str, heads: int | None) -> list[str]:
   """Returns the format of a file, its model as flags, and its arrays."""
-  opened = _open(file)
+  opened = arrays.open_file(hub.locate(file))
   form = registry.detect(opened.arrays)
   config = sizes.config_of(opened, form, heads)
   flat = config_lib.flatten(config_lib.to_dict(config))
@@ -52,7 +52,7 @@ def convert(
   file: str, out: str, to: str, push: str, heads: int | None
 ) -> list[str]:
   """Writes a file in another format, as a folder."""
-  opened = _open(file)
+  opened = arrays.open_file(hub.locate(file))
   theirs = registry.detect(opened.arrays)
   form = _writable(pathlib.Path(out), to, push)
   config = sizes.config_of(opened, theirs, heads)
@@ -84,11 +84,6 @@ def export(run: str, out: str, to: str, push: str) -> list[str]:
   config = experiment.task.config
   where = f'step {number} of {config.name}'
   return _write(pathlib.Path(out), form, config, params, where, result, push)
-
-
-def _open(name: str) -> arrays.File:
-  remote = name.startswith(hub.SCHEME)
-  return arrays.open_file(hub.fetch(name) if remote else pathlib.Path(name))
 
 
 def _writable(out: pathlib.Path, to: str, push: str) -> Format:

@@ -25,6 +25,20 @@ def library(field: str, given: str) -> Any:
     raise UserError(field, given, expected) from e
 
 
+def locate(name: str) -> pathlib.Path:
+  """Returns where a file or folder is, after it was fetched if it has to be.
+
+  Args:
+    name: a path, or as `fetch` takes it.
+
+  Raises:
+    UserError: as `fetch`.
+  """
+  if name.startswith(SCHEME):
+    return fetch(name)
+  return pathlib.Path(name).expanduser()
+
+
 def fetch(name: str) -> pathlib.Path:
   """Returns where a file or folder of the Hub now is on this machine.
 

@@ -14,12 +14,15 @@ from jax import numpy as jnp
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.errors import UserError
+from softmoe.models.config import TransformerConfig
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
 from softmoe.weights import arrays, fit, hub
+from softmoe.weights.formats import own as own_format
 from softmoe.weights.formats import registry as formats
 from softmoe.weights.formats.format import Format
+from softmoe.weights.row import Row
 
 Tree = Any  # nested dicts of arrays, or of their shapes
 Flat = dict[tuple, Any]  # the same, by path
@@ -69,7 +72,8 @@ def find(experiment: experiment_lib.Experiment) -> Iterator[Source]:
 
 def is_file(name: str) -> bool:
   """Tells whether `config.init` names a weights file, and not a run."""
-  return name.startswith(hub.SCHEME) or arrays.is_weights(pathlib.Path(name))
+  path = pathlib.Path(name).expanduser()
+  return name.startswith(hub.SCHEME) or arrays.is_weights(path)
 
 
 def split(name: str) -> tuple[str, str]:
@@ -162,30 +166,18 @@ def _naming_run(name: str) -> Iterator[None]:
 
 
 def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
-  config, task = experiment.config, experiment.task
-  model = task.config.model
-  is_remote = name.startswith(hub.SCHEME)
-  file = arrays.open_file(hub.fetch(name) if is_remote else pathlib.Path(name))
+  task = experiment.task
+  file = arrays.open_file(hub.locate(name))
   form = formats.detect(file.arrays)
+  model = _model(task, form, name)
   facts = form.facts(file.config)
   _check_heads(model, facts, file)
   own = traverse_util.flatten_dict(task.exchange(experiment.abstract_params))
   paths = {'/'.join(map(str, path)): path for path in own}
   found = fit.fit(file, form, model, paths)
-  reset = {path for path in paths if is_reset(config, task, path)}
-  fit.check(
-    'config.init',
-    file,
-    form,
-    [path for path in found.missing if path not in reset],
-    found.left_over,
-    config.init_allow,
-  )
-  rows = {p: row for p, row in found.rows.items() if p not in reset}
-  saved = _placed(
-    experiment,
-    {paths[p]: (found.shapes[p], own[paths[p]].dtype) for p in rows},
-  )
+  rows, left_over = _to_read(experiment, file, form, found)
+  leaves = {paths[p]: (found.shapes[p], own[paths[p]].dtype) for p in rows}
+  saved = _placed(experiment, leaves)
 
   def read() -> Tree:
     part = lambda row: lambda index: row.read(file.arrays, index)
@@ -193,8 +185,6 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
       {paths[p]: _place(saved[paths[p]], part(row)) for p, row in rows.items()}
     )
 
-  unread = {n for row in found.rows.values() for n in row.names()}
-  unread -= {n for row in rows.values() for n in row.names()}
   return Source(
     'a file',
     f'{name}, a {form.name} file',
@@ -202,9 +192,40 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
     traverse_util.unflatten_dict(saved),
     lambda params: params,
     read,
-    (*found.left_over, *sorted(unread)),
+    left_over,
     _notes(model, form, facts),
   )
+
+
+def _model(task: task_lib.Task, form: Format, name: str) -> Any:
+  """Returns the model's config, which the tables of other libraries need."""
+  model = getattr(task.config, 'model', None)
+  if form is not own_format.FORMAT and not isinstance(model, TransformerConfig):
+    expected = f'our own format, not {form.name}, for a task of your own'
+    raise UserError('config.init', name, expected)
+  return model
+
+
+def _to_read(
+  experiment: experiment_lib.Experiment,
+  file: arrays.File,
+  form: Format,
+  found: fit.Fit,
+) -> tuple[dict[str, Row], tuple[str, ...]]:
+  """Returns the rows that are to be read, and the names of all other arrays.
+
+  A head that starts anew is not read.
+  """
+  config, task = experiment.config, experiment.task
+  fresh = lambda path: is_reset(config, task, path)
+  missing = [path for path in found.missing if not fresh(path)]
+  fit.check(
+    'config.init', file, form, missing, found.left_over, config.init_allow
+  )
+  rows = {path: row for path, row in found.rows.items() if not fresh(path)}
+  names = lambda rows: {n for row in rows.values() for n in row.names()}
+  unread = sorted(names(found.rows) - names(rows))
+  return rows, (*found.left_over, *unread)
 
 
 def _place(
@@ -218,20 +239,22 @@ def _place(
 
 def _check_heads(model: Any, facts: dict[str, Any], file: arrays.File) -> None:
   """Raises if the heads of attention differ: no shape need tell of it."""
-  heads = facts.get('num_heads', model.num_heads)
-  if heads != model.num_heads:
+  ours = getattr(model, 'num_heads', None)
+  heads = facts.get('num_heads', ours)
+  if heads != ours:
     expected = f'{heads}, as the config.json of {file.path} has it'
-    raise UserError('config.model.num_heads', model.num_heads, expected)
+    raise UserError('config.model.num_heads', ours, expected)
 
 
 def _notes(model: Any, form: Format, facts: dict[str, Any]) -> tuple[str, ...]:
   """Returns where the model computes otherwise than the file's library."""
   theirs = form.trained | facts
+  ours = lambda field: getattr(model, field, theirs[field])
   return tuple(
     f'it was trained with {field} {theirs[field]!r}; '
-    f'config.model.{field} is {getattr(model, field)!r}'
+    f'config.model.{field} is {ours(field)!r}'
     for field in ('activation', 'norm_epsilon')
-    if field in theirs and theirs[field] != getattr(model, field)
+    if field in theirs and theirs[field] != ours(field)
   )
 
 

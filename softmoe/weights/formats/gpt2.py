@@ -72,7 +72,7 @@ def facts(content: dict[str, Any]) -> dict[str, Any]:
   found = {
     'num_heads': content.get('n_head'),
     'norm_epsilon': content.get('layer_norm_epsilon'),
-    'activation': ours.get(content.get('activation_function', '')),
+    'activation': ours.get(str(content.get('activation_function'))),
   }
   return {field: value for field, value in found.items() if value is not None}
 

@@ -80,7 +80,7 @@ def facts(content: dict[str, Any]) -> dict[str, Any]:
   found = {
     'num_heads': content.get('num_attention_heads'),
     'norm_epsilon': content.get('layer_norm_eps'),
-    'activation': ours.get(content.get('hidden_act', '')),
+    'activation': ours.get(str(content.get('hidden_act'))),
   }
   return {field: value for field, value in found.items() if value is not None}
 

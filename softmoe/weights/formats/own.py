@@ -9,7 +9,8 @@ from softmoe.weights.row import Row
 
 def facts(content: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of the model that its `config.json` tells."""
-  model = content.get('model', {})
+  model = content.get('model')
+  model = model if isinstance(model, dict) else {}
   fields = ('num_heads', 'norm_epsilon', 'activation')
   return {field: model[field] for field in fields if field in model}
 
