@@ -29,16 +29,16 @@ CASES = {
     dict(pool='token', representation_size=6),
   ),
   'vmoe': (
-    foreign.flax(foreign.VMOE, 'gap', moe=True),
+    foreign.flax(foreign.VMOE, 'map', moe=True),
     dict(
+      pool='map',
       moe=config_lib.MoEConfig(
         blocks=(foreign.DEPTH - 1,),
         num_experts=foreign.EXPERTS,
         slots_per_expert=foreign.SLOTS,
-      )
+      ),
     ),
   ),
-  'vmoe-map': (foreign.flax(foreign.VMOE, 'map'), dict(pool='map')),
 }
 
 
