@@ -165,7 +165,7 @@ class Classification(task_lib.Task):
     The grid is this task's, if it has as many patches, or else a square.
     """
     data, patch = self.config.data, self.config.model.patch_size
-    sizes = {}
+    sizes: dict[str, Any] = {}
     if 'head/bias' in shapes:
       sizes['num_classes'] = shapes['head/bias'][-1]
     rows, columns = patches.grid(data.image_size, patch)

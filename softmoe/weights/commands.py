@@ -55,7 +55,7 @@ def convert(
   opened = arrays.open_file(hub.locate(file))
   theirs = registry.detect(opened.arrays)
   form = _writable(pathlib.Path(out), to, push)
-  config = sizes.config_of(opened, theirs, heads)
+  config: Any = sizes.config_of(opened, theirs, heads)
   form.refuse(config)
   table = theirs.rows(config.model, opened.arrays)
   found = fit.fit(opened, theirs, config.model, {row.path for row in table})
@@ -98,7 +98,7 @@ def _writable(out: pathlib.Path, to: str, push: str) -> Format:
 def _write(
   out: pathlib.Path,
   form: Format,
-  config: config_lib.Config,
+  config: Any,
   params: Mapping[str, np.ndarray],
   where: str,
   result: Mapping[str, Any],

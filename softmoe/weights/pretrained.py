@@ -51,14 +51,14 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
 
 def _filled(found: Tree, fresh: Tree) -> Tree:
   """Returns the model's parameters: what was found, else what is fresh."""
-  found, fresh = map(traverse_util.flatten_dict, (found, fresh))
+  found, fresh = map(source_lib.flat, (found, fresh))
   return traverse_util.unflatten_dict(
     {path: found.get(path, leaf) for path, leaf in fresh.items()}
   )
 
 
 def _shapes(tree: Tree) -> Shapes:
-  leaves = traverse_util.flatten_dict(tree)
+  leaves = source_lib.flat(tree)
   return {'/'.join(map(str, path)): x.shape for path, x in leaves.items()}
 
 

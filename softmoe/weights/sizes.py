@@ -74,7 +74,7 @@ def _classification(
     size = _shape(file, rows, 'pre_logits/bias')[0]
   model = ViTConfig(
     **fields,
-    patch_size=kernel[:2],
+    patch_size=(kernel[0], kernel[1]),
     pool=pool,
     representation_size=size,
     moe=_moe(file, rows),

@@ -87,6 +87,11 @@ def is_reset(config: Any, task: task_lib.Task, path: str) -> bool:
   return config.init_head == 'reset' and path.split('/')[0] == task.head
 
 
+def flat(tree: Tree) -> Flat:
+  """Returns the leaves of nested dicts by their paths."""
+  return traverse_util.flatten_dict(tree)
+
+
 # --- A run.
 
 
@@ -121,7 +126,7 @@ def _abstract(
   """Returns what is saved: shapes and types there, places on the mesh here."""
   with jax.set_mesh(sharding.one_device_mesh()):
     shapes = experiment_lib.abstract_params(source, sharding.one_device_mesh())
-  exchanged = traverse_util.flatten_dict(source.exchange(shapes))
+  exchanged = flat(source.exchange(shapes))
   dtype = lambda x: jnp.float32 if average else x.dtype
   placed = _placed(
     experiment, {k: (x.shape, dtype(x)) for k, x in exchanged.items()}
@@ -137,9 +142,7 @@ def _placed(
   That is where this run has the parameter of its name and shape; what has none
   is read whole.
   """
-  own = traverse_util.flatten_dict(
-    experiment.task.exchange(experiment.abstract_params)
-  )
+  own = flat(experiment.task.exchange(experiment.abstract_params))
   whole = jax.NamedSharding(experiment.mesh, jax.P())
 
   def place(path: tuple, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -172,7 +175,7 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
   model = _model(task, form, name)
   facts = form.facts(file.config)
   _check_heads(model, facts, file)
-  own = traverse_util.flatten_dict(task.exchange(experiment.abstract_params))
+  own = flat(task.exchange(experiment.abstract_params))
   paths = {'/'.join(map(str, path)): path for path in own}
   found = fit.fit(file, form, model, paths)
   rows, left_over = _to_read(experiment, file, form, found)

@@ -30,12 +30,12 @@ def run(tiny, tmp_path_factory):
   def leave(model, **changes):
     config = tiny(model, mesh='data:1', **changes)
     experiment = build(config)
-    state = state_lib.init(experiment)
     rng = np.random.default_rng(0)
-    draw = lambda x: jax.device_put(
-      rng.normal(0, 0.3, x.shape).astype(x.dtype), x.sharding
-    )
-    state['params'] = jax.tree.map(draw, state['params'])
+    abstract = state_lib.abstract(experiment)
+    place = lambda x, value: jax.device_put(value.astype(x.dtype), x.sharding)
+    state = jax.tree.map(lambda x: place(x, np.zeros(x.shape)), abstract)
+    draw = lambda x: place(x, rng.normal(0, 0.3, x.shape))
+    state['params'] = jax.tree.map(draw, abstract['params'])
     workdir = tmp_path_factory.mktemp(model)
     workdir_lib.write_json(
       workdir / 'config.json', config_lib.to_dict(experiment.config)

@@ -10,9 +10,10 @@ from jax import numpy as jnp
 
 from softmoe.models import config as config_lib
 from softmoe.models import vit
-from softmoe.weights import arrays, fit, save, sizes
+from softmoe.weights import arrays, save, sizes
 from softmoe.weights.formats import registry
 from tests.weights import foreign
+from tests.weights.reading import read
 
 EXACT = dict(activation='gelu_exact')
 CASES = {
@@ -61,16 +62,6 @@ def make(config):
     num_classes=foreign.CLASSES,
     rngs=nnx.Rngs(0),
   )
-
-
-def read(file, form, config, paths):
-  """Returns the parameters that a file has, by path; it has all of them."""
-  found = fit.fit(file, form, config, paths)
-  fit.check('FILE', file, form, found.missing, found.left_over, '')
-  whole = lambda path: (slice(None),) * len(found.shapes[path])
-  return {
-    path: row.read(file.arrays, whole(path)) for path, row in found.rows.items()
-  }
 
 
 @pytest.mark.parametrize('case', CASES)
