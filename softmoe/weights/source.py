@@ -147,8 +147,9 @@ def _placed(
 
   def place(path: tuple, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
     like = own.get(path)
-    same = like is not None and like.shape == shape
-    there: Any = like.sharding if same else whole
+    there: Any = whole
+    if like is not None and like.shape == shape:
+      there = like.sharding
     return jax.ShapeDtypeStruct(shape, dtype, sharding=there)
 
   return {path: place(path, *leaf) for path, leaf in leaves.items()}
