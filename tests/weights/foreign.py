@@ -27,7 +27,7 @@ def draw(shapes, seed=0):
   for name, shape in shapes.items():
     size = math.prod(shape)
     scale = 0.4 if len(shape) < 2 else (2 * max(shape) / size) ** 0.5
-    scale *= 4 if name.startswith(('head', 'classifier')) else 1
+    scale *= 2.5 if name.startswith(('head', 'classifier')) else 1
     arrays[name] = np.asarray(rng.normal(0, scale, shape), np.float32)
     if 'norm' in name.lower() and name.endswith(('weight', 'scale')):
       arrays[name] += 1

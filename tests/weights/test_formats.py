@@ -85,7 +85,7 @@ def test_logits_are_theirs_and_every_array_counts(case):
 
   before = theirs(drawn, x)
   assert before.std() >= 1
-  np.testing.assert_allclose(ours(drawn), before, atol=1e-4)
+  np.testing.assert_allclose(ours(drawn), before, atol=1e-4, rtol=1e-5)
   for name, array in drawn.items():
     wave = np.cos(np.arange(array.size)).reshape(array.shape)
     changed = drawn | {name: np.asarray(array + 0.3 * wave, np.float32)}
@@ -93,7 +93,9 @@ def test_logits_are_theirs_and_every_array_counts(case):
     # What is added to all keys alike is nothing to a softmax.
     if not name.endswith(('key/bias', 'key.bias')):
       assert abs(expected - before).max() > 1e-3, name
-    np.testing.assert_allclose(ours(changed), expected, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(
+      ours(changed), expected, atol=1e-4, rtol=1e-5, err_msg=name
+    )
 
 
 @pytest.mark.parametrize('case', CASES)
