@@ -75,4 +75,4 @@ def test_a_gigabyte_takes_little_more_than_itself(tmp_path, environment):
   run('write')
   _, size, ratio = run('read')
   assert int(size) > 10**9
-  assert float(ratio) < 1.2
+  assert float(ratio) < 1.2, ratio
