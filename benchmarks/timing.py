@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from softmoe.tables import origin
+from softmoe.process import origin
 
 
 def interleaved(

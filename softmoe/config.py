@@ -83,8 +83,11 @@ class Config:
   task: str = 'classification'  # or 'my_module:MyTask'
   seed: int = 0
   steps: int = 1000
-  init: str = ''  # 'WORKDIR[@STEP]' of a run whose parameters it starts from
+  # What it starts from: 'WORKDIR[@STEP]' of a run, or a weights file; see
+  # docs/weights.md.
+  init: str = ''
   init_head: str = 'keep'  # or 'reset': as in a run without `init`
+  init_allow: str = ''  # regex of names that one side has and the other lacks
   ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: int = 50
@@ -145,16 +148,17 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
   """Returns the fields that differ, as dotted path -> (old, new) value."""
-  a, b = _flatten(to_dict(old)), _flatten(to_dict(new))
+  a, b = flatten(to_dict(old)), flatten(to_dict(new))
   return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the fields of a config, from `to_dict`, by their dotted paths."""
   flat = {}
   for key, value in tree.items():
     path = f'{prefix}{key}'
     flat |= (
-      _flatten(value, path + '.') if isinstance(value, dict) else {path: value}
+      flatten(value, path + '.') if isinstance(value, dict) else {path: value}
     )
   return flat
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -208,6 +209,14 @@ def _group_size(layers: list[layer.MoE]) -> int:
   return math.lcm(*(layer.group_size for layer in layers))
 
 
+def _is_regex(pattern: str) -> bool:
+  try:
+    re.compile(pattern)
+  except re.error:
+    return False
+  return True
+
+
 def check(
   config: config_lib.Config,
   task: task_lib.Task,
@@ -226,6 +235,7 @@ def check(
       config.init != '' or config.init_head == 'keep',
       "'keep', since there is no config.init",
     ),
+    ('init_allow', _is_regex(config.init_allow), 'a regular expression'),
     ('log_every', config.log_every >= 1, 'at least 1'),
     ('eval_every', config.eval_every >= 0, '0 or more'),
     ('ema', 0 <= config.ema < 1, 'in [0, 1)'),

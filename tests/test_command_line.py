@@ -16,6 +16,7 @@ import pytest
 from softmoe import experiment as experiment_lib
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
+from softmoe.weights import pretrained
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ['--config=tests/tiny.py:soft', '--cpu_devices=1']
@@ -258,7 +259,9 @@ def last_state(workdir):
   config = workdir_lib.read_config(workdir)
   experiment = experiment_lib.build(config, jax.devices()[:1])
   with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
-    state = state_lib.restore_or_init(experiment, checkpoints)
+    state = state_lib.restore_or_init(
+      experiment, checkpoints, pretrained.params
+    )
   assert state['step'] == config.steps
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 

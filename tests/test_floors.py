@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path('softmoe')
 FLOORS = (
   ('commands', 'generate'),
   ('plan', 'tables', 'evaluation', 'training'),
+  ('weights',),
   ('runs', 'costs'),
   ('experiment',),
   ('tasks',),

@@ -49,7 +49,10 @@ class TransformerConfig:
   num_heads: int = 6
   qk_norm: bool = False
   norm: str = 'pre'  # or 'post': after each part of a block
-  activation: str = 'gelu'  # of MLPs and experts; or 'relu', 'swiglu'
+  norm_epsilon: float = 1e-6  # of every LayerNorm; Hugging Face's ViT: 1e-12
+  # Of MLPs and experts: 'gelu' is its tanh approximation, as in big_vision;
+  # 'gelu_exact', as in timm and Hugging Face; 'relu'; 'swiglu'.
+  activation: str = 'gelu'
   attention: str = 'plain'  # or 'xla', 'cudnn', 'pallas': see `attention`
   # 'learned' of models of text; 'rotary': in the attention of tokens to each
   # other. Patches of images have positions of their own.

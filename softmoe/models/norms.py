@@ -13,10 +13,10 @@ def layer_norm(
   use_bias: bool = True,
   rngs: nnx.Rngs,
 ) -> nnx.LayerNorm:
-  """Returns a LayerNorm of the model's types, epsilon 1e-6."""
+  """Returns a LayerNorm of the model's types and epsilon."""
   return nnx.LayerNorm(
     width,
-    epsilon=1e-6,
+    epsilon=config.norm_epsilon,
     use_bias=use_bias,
     dtype=jnp.dtype(config.dtype),
     param_dtype=jnp.dtype(config.param_dtype),

@@ -307,6 +307,7 @@ def check(config: TransformerConfig) -> None:
       heads >= 1 and config.width % heads == 0,
       f'a divisor of the width, {config.width}',
     ),
+    ('norm_epsilon', config.norm_epsilon >= 0, '0 or more'),
     ('norm', config.norm in NORMS, f'one of {NORMS}'),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
     (

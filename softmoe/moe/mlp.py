@@ -15,6 +15,7 @@ from softmoe.moe.execution import grouped_matmul
 
 _ACTIVATIONS = {
   'gelu': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu_exact': functools.partial(jax.nn.gelu, approximate=False),
   'relu': jax.nn.relu,
   'swiglu': jax.nn.silu,
 }
@@ -44,7 +45,8 @@ class Mlp(nnx.Module):
     Args:
       width: of a token.
       mlp_dim: hidden width.
-      activation: 'gelu' (its tanh approximation), 'relu' or 'swiglu'.
+      activation: 'gelu' (its tanh approximation), 'gelu_exact', 'relu' or
+        'swiglu'.
       dtype: of the computation; None: as the tokens and parameters.
       param_dtype: of the parameters.
       rngs: source of the parameters' keys.

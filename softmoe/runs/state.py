@@ -1,5 +1,6 @@
 """The train state: a plain pytree of arrays, all that a run must remember."""
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
@@ -7,8 +8,10 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.runs import checkpoint, pretrained
+from softmoe.runs import checkpoint
 from softmoe.runs import workdir as workdir_lib
+
+Start = Callable[[experiment_lib.Experiment], experiment_lib.Params]
 
 
 class TrainState(TypedDict):
@@ -38,19 +41,25 @@ def abstract(experiment: experiment_lib.Experiment) -> TrainState:
 
 
 def restore_or_init(
-  experiment: experiment_lib.Experiment, checkpoints: checkpoint.Checkpoints
+  experiment: experiment_lib.Experiment,
+  checkpoints: checkpoint.Checkpoints,
+  start: Start,
 ) -> TrainState:
   """Returns the newest saved state, or else a fresh one, or that of `init`.
 
+  Args:
+    experiment: what is trained.
+    checkpoints: of the run.
+    start: returns the parameters that `config.init` names.
+
   Raises:
-    UserError: the checkpoint, or the run that `config.init` names, is damaged
-      or of another model or optimizer.
+    UserError: the checkpoint, or what `config.init` names, is damaged or of
+      another model or optimizer.
   """
   step = checkpoints.latest()
   if step is None and experiment.config.init:
-    params = pretrained.params(experiment)
-    start = lambda params: create(experiment, params)
-    return jax.jit(start, donate_argnums=0)(params)
+    make = lambda params: create(experiment, params)
+    return jax.jit(make, donate_argnums=0)(start(experiment))
   if step is None:
     return init(experiment)
   with workdir_lib.reading(f'checkpoint {step}'):

@@ -20,12 +20,12 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
-from softmoe.process import arguments, launch
+from softmoe.process import arguments, launch, origin
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tables import folders as folders_lib
 from softmoe.tables import options as options_lib
-from softmoe.tables import origin, suite
+from softmoe.tables import suite
 from softmoe.training import loop
 from softmoe.training import step as step_lib
 

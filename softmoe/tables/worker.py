@@ -90,8 +90,8 @@ def _work(
   clock: Clock,
 ) -> None:
   """Trains, evaluates, and writes the result if there is none yet."""
+  from softmoe.process import origin
   from softmoe.runs import workdir as workdir_lib
-  from softmoe.tables import origin
   from softmoe.training import loop
 
   workdir, commit = folders.workdir(run.name), origin.commit()

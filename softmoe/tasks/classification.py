@@ -5,7 +5,8 @@ Axes: `b` images, `c` classes.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ class Classification(task_lib.Task):
   Config = Config
   unit = 'image'
   shown = ('loss', 'accuracy', 'learning_rate')
+  head = 'head'
 
   def __init__(self, config: Config):
     """Checks what is special to the task."""
@@ -154,6 +156,30 @@ class Classification(task_lib.Task):
     """Returns the inverse of `exchange`."""
     blocks = stack.stack(params['blocks'], self.config.model)
     return params | {'blocks': blocks}
+
+  def of_shapes(
+    self, shapes: Mapping[str, tuple[int, ...]]
+  ) -> 'Classification':
+    """Returns the task of so many classes, and of that grid of patches.
+
+    The grid is this task's, if it has as many patches, or else a square.
+    """
+    data, patch = self.config.data, self.config.model.patch_size
+    sizes: dict[str, Any] = {}
+    if 'head/bias' in shapes:
+      sizes['num_classes'] = shapes['head/bias'][-1]
+    rows, columns = patches.grid(data.image_size, patch)
+    if 'patches/position' in shapes:
+      count = shapes['patches/position'][-2]
+      count -= self.config.model.pool == 'token'
+      if count != rows * columns:
+        side = math.isqrt(max(count, 0))
+        if not side or side * side != count:
+          expected = 'as many positions as a square of patches has'
+          raise UserError('config.init', f'{count} positions', expected)
+        sizes['image_size'] = side * patch[0], side * patch[1]
+    data = dataclasses.replace(data, **sizes)
+    return Classification(dataclasses.replace(self.config, data=data))
 
   def adopt(
     self,

@@ -67,6 +67,7 @@ class Task(abc.ABC):
     unit: what speed and FLOPs are counted in: 'image', 'token', 'sentence'.
     units_per_example: how many of these an example of the batch holds.
     shown: metrics on the line that tells of the progress.
+    head: the branch of the parameters that `init_head` may reset; '': none.
     additive: whether the loss of a batch is the sum of that of its parts. Where
       it is not, as in a contrastive loss, there are no micro-batches.
   """
@@ -75,6 +76,7 @@ class Task(abc.ABC):
   unit: str = 'example'
   units_per_example: int = 1
   shown: tuple[str, ...] = ('loss', 'learning_rate')
+  head: str = ''
   additive: bool = True
 
   def __init__(self, config: Any):
@@ -221,6 +223,22 @@ class Task(abc.ABC):
   def take(self, params: Params) -> Params:
     """Returns parameters of that form as the model has them."""
     return params
+
+  def of_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> 'Task':
+    """Returns the task of a model with parameters of these shapes.
+
+    It is what `adopt` takes as the other run's where there is none: it tells
+    of a file what no config does, such as the resolution.
+
+    Args:
+      shapes: of the parameters, by path as `exchange` has them; some may be
+        missing, and are then as in this task.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    del shapes
+    return self
 
   def adopt(self, params: Params, source: Any, fresh: Params) -> Params:
     """Returns parameters of another run, fitted to this task's model.

@@ -20,6 +20,7 @@ from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import logger as logger_lib
 from softmoe.training import step as step_lib
+from softmoe.weights import pretrained
 
 
 def train(
@@ -70,7 +71,9 @@ def _train(
     peers.ending_on_loss(),
   ):
     # Restored before anything is written: it may be another model's.
-    state = state_lib.restore_or_init(experiment, checkpoints)
+    state = state_lib.restore_or_init(
+      experiment, checkpoints, pretrained.params
+    )
     if chief:
       _describe(experiment, workdir)
     with logger_lib.Logger(experiment, workdir, start) as logger:
@@ -195,8 +198,6 @@ def _announce(
   )
   if start:
     logger.message(f'resuming {workdir} at step {start}')
-  elif experiment.config.init:
-    logger.message(f'starting from the parameters of {experiment.config.init}')
 
 
 def _result(

@@ -17,6 +17,7 @@ from softmoe.evaluation import run
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
+from softmoe.weights import pretrained
 
 TINY = pathlib.Path(__file__).parents[1] / 'tiny.py'
 parse = runpy.run_path(str(TINY))['parse']
@@ -103,7 +104,9 @@ def test_the_average_is_evaluated(finished):
   config = workdir_lib.read_config(workdir)
   experiment = build_on_one(config)
   with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
-    state = state_lib.restore_or_init(experiment, checkpoints)
+    state = state_lib.restore_or_init(
+      experiment, checkpoints, pretrained.params
+    )
     params = state_lib.restore_evaluated(experiment, checkpoints, 12)
   for restored, average, last in zip(
     *map(jax.tree.leaves, (params, state['ema'], state['params'])), strict=True

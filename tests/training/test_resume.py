@@ -17,6 +17,7 @@ from softmoe.runs import state as state_lib
 from softmoe.tasks import means
 from softmoe.training import loop
 from softmoe.training import step as step_lib
+from softmoe.weights import pretrained
 
 TIMING = ('images_per_second', 'mfu')
 
@@ -32,7 +33,9 @@ def saved(workdir, config):
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config.checkpoint
   ) as checkpoints:
-    state = state_lib.restore_or_init(experiment, checkpoints)
+    state = state_lib.restore_or_init(
+      experiment, checkpoints, pretrained.params
+    )
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     return checkpoints.steps(), checkpoints.best(), leaves
 

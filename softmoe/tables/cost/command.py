@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   options = _parse(argv)
   import jax
 
-  from softmoe.tables import origin
+  from softmoe.process import origin
   from softmoe.tables.cost import figures, ladder, text
 
   jax.config.update('jax_platforms', 'cpu')  # nothing is computed

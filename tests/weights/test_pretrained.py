@@ -14,11 +14,11 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import Stopped, UserError
 from softmoe.evaluation import run
 from softmoe.models import patches, stack
-from softmoe.runs import pretrained
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
 from softmoe.training import step as step_lib
+from softmoe.weights import pretrained, source
 from tests.tasks import ragged
 
 STEP = 5
@@ -64,7 +64,9 @@ def started(config, directory):
   """Returns experiment and state of a run that has no checkpoint yet."""
   experiment = build(config)
   with workdir_lib.open_checkpoints(directory, config) as checkpoints:
-    return experiment, state_lib.restore_or_init(experiment, checkpoints)
+    return experiment, state_lib.restore_or_init(
+      experiment, checkpoints, pretrained.params
+    )
 
 
 def assert_same(found, expected):
@@ -218,7 +220,7 @@ def test_a_task_that_knows_no_head_has_none_to_reset():
   ],
 )
 def test_a_step_may_follow_the_workdir(name, parts):
-  assert pretrained.split(name) == parts
+  assert source.split(name) == parts
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Weights of other libraries: read into our models, and written from them."""

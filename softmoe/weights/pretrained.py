@@ -1,0 +1,117 @@
+"""The start of a run from other parameters: `config.init`."""
+
+import re
+import sys
+import warnings
+
+import jax
+from flax import traverse_util
+
+from softmoe import experiment as experiment_lib
+from softmoe.errors import UserError
+from softmoe.weights import fit
+from softmoe.weights import source as source_lib
+
+Tree = source_lib.Tree
+Shapes = dict[str, tuple[int, ...]]  # by path
+
+
+def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
+  """Returns the parameters that `config.init` names, each where it belongs.
+
+  Those of a run are what it evaluates: its average, if it keeps one. It may
+  have been scanned or not, on any mesh, and of another type; each device reads
+  its own part of a file. What is special to the model, such as another
+  resolution, is up to `Task.adopt`; all else has to be of the same name and
+  shape, but for names that `config.init_allow` matches.
+
+  Raises:
+    UserError: there is no such run, checkpoint or file, or it is of another
+      model. Nothing was placed then.
+  """
+  task, wanted = experiment.task, experiment.abstract_params
+  place = lambda x, like: jax.reshard(x.astype(like.dtype), like.sharding)
+  with source_lib.find(experiment) as source:
+
+    def adopt(saved: Tree) -> Tree:
+      fresh = task.exchange(experiment.init_params())
+      whole = _filled(source.exchange(saved), fresh)
+      return task.adopt(whole, source.task, fresh)
+
+    saved = _shapes(jax.eval_shape(source.exchange, source.saved))
+    adopted = _shapes(jax.eval_shape(adopt, source.saved))
+    _compare(experiment, source, saved, adopted)
+    _report(experiment, source, saved, adopted)
+    finish = lambda saved: jax.tree.map(place, task.take(adopt(saved)), wanted)
+    with warnings.catch_warnings():
+      # What changes its shape on the way cannot be donated.
+      warnings.filterwarnings('ignore', 'Some donated buffers')
+      return jax.jit(finish, donate_argnums=0)(source.read())
+
+
+def _filled(found: Tree, fresh: Tree) -> Tree:
+  """Returns the model's parameters: what was found, else what is fresh."""
+  found, fresh = map(source_lib.flat, (found, fresh))
+  return traverse_util.unflatten_dict(
+    {path: found.get(path, leaf) for path, leaf in fresh.items()}
+  )
+
+
+def _shapes(tree: Tree) -> Shapes:
+  leaves = source_lib.flat(tree)
+  return {'/'.join(map(str, path)): x.shape for path, x in leaves.items()}
+
+
+def _compare(
+  experiment: experiment_lib.Experiment,
+  source: source_lib.Source,
+  saved: Shapes,
+  adopted: Shapes,
+) -> None:
+  """Raises if a parameter is missing, of another shape, or one too many."""
+  config, task = experiment.config, experiment.task
+  wanted = _shapes(task.exchange(experiment.abstract_params))
+  for path in [*wanted, *saved]:
+    both = path in wanted and path in saved
+    allowed = re.fullmatch(config.init_allow, path)
+    if not both and (allowed or source_lib.is_reset(config, task, path)):
+      continue
+    has = str(adopted.get(path, saved[path])) if path in saved else 'missing'
+    needs = str(wanted.get(path, 'missing'))
+    if has != needs:
+      expected = (
+        f'{source.kind} whose {path} is {needs}, as in this model, not {has}'
+      )
+      raise UserError('config.init', config.init, expected)
+
+
+def _report(
+  experiment: experiment_lib.Experiment,
+  source: source_lib.Source,
+  saved: Shapes,
+  adopted: Shapes,
+) -> None:
+  """Prints what is loaded, resized, left at initialisation and left over."""
+  config, task = experiment.config, experiment.task
+  fresh = [
+    path
+    for path in adopted
+    if path not in saved or source_lib.is_reset(config, task, path)
+  ]
+  resized = [
+    f'{path} {saved[path]} -> {shape}'
+    for path, shape in adopted.items()
+    if path not in fresh and saved[path] != shape
+  ]
+  left_over = [*source.left_over, *(p for p in saved if p not in adopted)]
+  count = len(adopted) - len(fresh)
+  lines = [f'starting from {count} parameters of {source.name}']
+  for what, names in (
+    ('resized', resized),
+    ('left at initialisation', fresh),
+    ('left over', left_over),
+  ):
+    lines += [f'  {what}: {fit.some(names)}'] if names else []
+  lines += [f'  note: {note}' for note in source.notes]
+  if jax.process_index() == 0:
+    print('\n'.join(lines), file=sys.stderr)

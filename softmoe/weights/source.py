@@ -1,0 +1,273 @@
+"""Where the parameters come from that `config.init` names: a run, or a file."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax import numpy as jnp
+
+from softmoe import experiment as experiment_lib
+from softmoe import sharding
+from softmoe.errors import UserError
+from softmoe.models.config import TransformerConfig
+from softmoe.runs import workdir as workdir_lib
+from softmoe.tasks import registry
+from softmoe.tasks import task as task_lib
+from softmoe.weights import arrays, fit, hub
+from softmoe.weights.formats import own as own_format
+from softmoe.weights.formats import registry as formats
+from softmoe.weights.formats.format import Format
+from softmoe.weights.row import Row
+
+Tree = Any  # nested dicts of arrays, or of their shapes
+Flat = dict[tuple, Any]  # the same, by path
+
+
+class Source(NamedTuple):
+  """Parameters that are not read yet.
+
+  Attributes:
+    kind: 'a run' or 'a file'.
+    name: as the report has it.
+    task: that of the model that they are of.
+    saved: their shapes, types and places, as they will be read.
+    exchange: from what is read to parameters without `scan`.
+    read: reads them onto the devices.
+    left_over: names of what is not read.
+    notes: what a user should know beside it.
+  """
+
+  kind: str
+  name: str
+  task: task_lib.Task
+  saved: Tree
+  exchange: Callable[[Tree], Tree]
+  read: Callable[[], Tree]
+  left_over: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def find(experiment: experiment_lib.Experiment) -> Iterator[Source]:
+  """Finds what `config.init` names.
+
+  Raises:
+    UserError: there is no such run, checkpoint or file, or a file is not of
+      this model.
+  """
+  name = experiment.config.init
+  if is_file(name):
+    with _naming_file():
+      yield _of_file(experiment, name)
+    return
+  workdir, step = split(name)
+  with _naming_run(name), workdir_lib.find_checkpoint(workdir, step) as found:
+    yield _of_run(experiment, found)
+
+
+def is_file(name: str) -> bool:
+  """Tells whether `config.init` names a weights file, and not a run."""
+  path = pathlib.Path(name).expanduser()
+  return name.startswith(hub.SCHEME) or arrays.is_weights(path)
+
+
+def split(name: str) -> tuple[str, str]:
+  """Returns the workdir and the step that 'WORKDIR' or 'WORKDIR@STEP' name."""
+  match = re.fullmatch(r'(.+)@(best|latest|\d+)', name)
+  return (match[1], match[2]) if match else (name, 'latest')
+
+
+def is_reset(config: Any, task: task_lib.Task, path: str) -> bool:
+  """Tells whether a parameter is of a head that starts anew."""
+  return config.init_head == 'reset' and path.split('/')[0] == task.head
+
+
+def flat(tree: Tree) -> Flat:
+  """Returns the leaves of nested dicts by their paths."""
+  return traverse_util.flatten_dict(tree)
+
+
+# --- A run.
+
+
+def _of_run(
+  experiment: experiment_lib.Experiment, found: workdir_lib.Found
+) -> Source:
+  source = _task(found.config, experiment.task)
+  average = bool(found.config.ema)
+  saved = _abstract(experiment, source, average)
+
+  def read() -> Tree:
+    key = 'ema' if average else 'params'
+    with workdir_lib.reading(f'checkpoint {found.step}'):
+      return found.checkpoints.restore_params(saved, found.step, key)
+
+  name = f'step {found.step} of {experiment.config.init}'
+  return Source('a run', name, source, saved, source.exchange, read)
+
+
+def _task(config: Any, like: task_lib.Task) -> task_lib.Task:
+  """Returns the other run's task."""
+  source = registry.find(config.task)(config)
+  if type(source) is not type(like):
+    expected = f'a run of the same task, {like.config.task!r}'
+    raise UserError('config.task', config.task, expected)
+  return source
+
+
+def _abstract(
+  experiment: experiment_lib.Experiment, source: task_lib.Task, average: bool
+) -> Tree:
+  """Returns what is saved: shapes and types there, places on the mesh here."""
+  with jax.set_mesh(sharding.one_device_mesh()):
+    shapes = experiment_lib.abstract_params(source, sharding.one_device_mesh())
+  exchanged = flat(source.exchange(shapes))
+  dtype = lambda x: jnp.float32 if average else x.dtype
+  placed = _placed(
+    experiment, {k: (x.shape, dtype(x)) for k, x in exchanged.items()}
+  )
+  return source.take(traverse_util.unflatten_dict(placed))
+
+
+def _placed(
+  experiment: experiment_lib.Experiment, leaves: dict[tuple, tuple]
+) -> Flat:
+  """Returns each (shape, type) with where it is read to.
+
+  That is where this run has the parameter of its name and shape; what has none
+  is read whole.
+  """
+  own = flat(experiment.task.exchange(experiment.abstract_params))
+  whole = jax.NamedSharding(experiment.mesh, jax.P())
+
+  def place(path: tuple, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
+    like = own.get(path)
+    there: Any = whole
+    if like is not None and like.shape == shape:
+      there = like.sharding
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=there)
+
+  return {path: place(path, *leaf) for path, leaf in leaves.items()}
+
+
+@contextlib.contextmanager
+def _naming_run(name: str) -> Iterator[None]:
+  """Lets errors of the other run name the field that it is given by."""
+  try:
+    yield
+  except UserError as e:
+    if e.field.startswith('config.init'):
+      raise
+    raise UserError('config.init', name, str(e)) from e
+
+
+# --- A file.
+
+
+def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
+  task = experiment.task
+  file = arrays.open_file(hub.locate(name))
+  form = formats.detect(file.arrays)
+  model = _model(task, form, name)
+  facts = form.facts(file.config)
+  _check_heads(model, facts, file)
+  own = flat(task.exchange(experiment.abstract_params))
+  paths = {'/'.join(map(str, path)): path for path in own}
+  found = fit.fit(file, form, model, paths)
+  rows, left_over = _to_read(experiment, file, form, found)
+  leaves = {paths[p]: (found.shapes[p], own[paths[p]].dtype) for p in rows}
+  saved = _placed(experiment, leaves)
+
+  def read() -> Tree:
+    part = lambda row: lambda index: row.read(file.arrays, index)
+    return traverse_util.unflatten_dict(
+      {paths[p]: _place(saved[paths[p]], part(row)) for p, row in rows.items()}
+    )
+
+  return Source(
+    'a file',
+    f'{name}, a {form.name} file',
+    task.of_shapes({p: found.shapes[p] for p in rows}),
+    traverse_util.unflatten_dict(saved),
+    lambda params: params,
+    read,
+    left_over,
+    _notes(model, form, facts),
+  )
+
+
+def _model(task: task_lib.Task, form: Format, name: str) -> Any:
+  """Returns the model's config, which the tables of other libraries need."""
+  model = getattr(task.config, 'model', None)
+  if form is not own_format.FORMAT and not isinstance(model, TransformerConfig):
+    expected = f'our own format, not {form.name}, for a task of your own'
+    raise UserError('config.init', name, expected)
+  return model
+
+
+def _to_read(
+  experiment: experiment_lib.Experiment,
+  file: arrays.File,
+  form: Format,
+  found: fit.Fit,
+) -> tuple[dict[str, Row], tuple[str, ...]]:
+  """Returns the rows that are to be read, and the names of all other arrays.
+
+  A head that starts anew is not read.
+  """
+  config, task = experiment.config, experiment.task
+  fresh = lambda path: is_reset(config, task, path)
+  missing = [path for path in found.missing if not fresh(path)]
+  fit.check(
+    'config.init', file, form, missing, found.left_over, config.init_allow
+  )
+  rows = {path: row for path, row in found.rows.items() if not fresh(path)}
+  names = lambda rows: {n for row in rows.values() for n in row.names()}
+  unread = sorted(names(found.rows) - names(rows))
+  return rows, (*found.left_over, *unread)
+
+
+def _place(
+  like: jax.ShapeDtypeStruct, read: Callable[[Any], np.ndarray]
+) -> jax.Array:
+  """Returns an array of which every device reads its own part."""
+  part = lambda index: np.asarray(read(index), like.dtype)
+  place: Any = like.sharding
+  return jax.make_array_from_callback(like.shape, place, part)
+
+
+def _check_heads(model: Any, facts: dict[str, Any], file: arrays.File) -> None:
+  """Raises if the heads of attention differ: no shape need tell of it."""
+  ours = getattr(model, 'num_heads', None)
+  heads = facts.get('num_heads', ours)
+  if heads != ours:
+    expected = f'{heads}, as the config.json of {file.path} has it'
+    raise UserError('config.model.num_heads', ours, expected)
+
+
+def _notes(model: Any, form: Format, facts: dict[str, Any]) -> tuple[str, ...]:
+  """Returns where the model computes otherwise than the file's library."""
+  theirs = form.trained | facts
+  ours = lambda field: getattr(model, field, theirs[field])
+  return tuple(
+    f'it was trained with {field} {theirs[field]!r}; '
+    f'config.model.{field} is {ours(field)!r}'
+    for field in ('activation', 'norm_epsilon')
+    if field in theirs and theirs[field] != ours(field)
+  )
+
+
+@contextlib.contextmanager
+def _naming_file() -> Iterator[None]:
+  """Lets errors of the file name the field that it is given by."""
+  try:
+    yield
+  except UserError as e:
+    if e.field != 'weights':
+      raise
+    raise UserError('config.init', e.given, e.expected) from e
