@@ -34,10 +34,9 @@ def main(argv: list[str]) -> None:
   )
   print(table.write(rows))
   if options.plot:
-    command = shlex.join(
-      ['python', '-m', 'softmoe.tables', 'thresholds', *argv]
-    )
-    pathlib.Path(options.plot).write_text(page.write(rows, command))
+    words = ['python', '-m', 'softmoe.tables', 'thresholds', *argv]
+    html = page.write(rows, shlex.join(words))
+    pathlib.Path(options.plot).write_text(html)
 
 
 def check(thresholds: list[float], plot: str = '') -> None:

@@ -1,7 +1,6 @@
 """Quality, compute and time of runs, at each threshold."""
 
 import dataclasses
-import functools
 import math
 import pathlib
 import re
@@ -164,24 +163,21 @@ def _model(run: str) -> str:
 
 
 def _has_threshold(config: Any) -> bool:
-  return (
-    bool(config.model.moe.blocks) and config.model.moe.router == 'threshold'
-  )
+  moe = config.model.moe
+  return bool(moe.blocks) and moe.router == 'threshold'
 
 
 def _check(workdirs: Sequence[str]) -> None:
+  """Raises a UserError for what cannot stand in one table."""
   configs = {w: workdir_lib.read_config(pathlib.Path(w)) for w in workdirs}
   if not any(map(_has_threshold, configs.values())):
     expected = "runs of which one has the router 'threshold'"
     raise UserError('WORKDIR', list(workdirs), expected)
   first: dict[str, Any] = {}
   for workdir, config in configs.items():
-    other = first.setdefault(_model(_name(workdir)), config)
-    for field, values in workdir_lib.changes(other, config).items():
+    model = _model(_name(workdir))
+    other = first.setdefault(model, config)
+    for field, (was, now) in workdir_lib.changes(other, config).items():
       if field not in _BETWEEN_SEEDS:
-        raise UserError(
-          'WORKDIR',
-          workdir,
-          f'a folder of another name: by this one it is a seed of a model whose '
-          f'config.{field} is {values[0]!r}, not {values[1]!r}',
-        )
+        expected = f'a folder not called {model!r}: another has {field}={was!r}'
+        raise UserError('WORKDIR', f'{workdir} with {field}={now!r}', expected)

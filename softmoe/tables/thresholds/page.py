@@ -127,9 +127,8 @@ def _facts() -> dict[str, str]:
 
 
 TEXT = (
-  'Points of a line are one trained model at several thresholds. Bars are 95 % '
-  'intervals over seeds, small dots are seeds, the dashed steps are the Pareto '
-  'frontier. FLOPs are of the whole model and count the rows that fill up '
-  "chunks. Seconds are of the whole model's forward pass, each in turn with all "
-  'others.'
+  'The points of a line are one trained model at several thresholds. Bars are '
+  '95 % intervals over seeds, small dots are seeds, the dashed steps are the '
+  'Pareto frontier. FLOPs are of the whole model, with the rows that fill up '
+  'chunks. Times are of its forward pass, each in turn with all others.'
 )
