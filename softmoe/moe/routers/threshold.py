@@ -23,8 +23,9 @@ class Threshold(nnx.Module):
   The gates are the probabilities as they are, so that they sum to less than 1
   (but see `weighted`). A free slot goes to the tokens of whom the expert is the
   first choice, then to second choices and so on, the more probable first among
-  equals. The loss is Switch's, on first choices alone. There is no noise. A
-  padding token wants nothing and counts in no loss, unlike in the authors' code.
+  equals. The loss is Switch's, on first choices alone. There is no noise.
+  Unlike in the authors' code, a padding token wants nothing and counts in no
+  loss.
 
   The modes differ in what an expert keeps. 'capacity' is the authors': an
   expert keeps a fixed number of tokens, chosen among all of the group, at

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import cluster
 
-_ROUNDS = 10  # in which units move to the nearest centre that has room
+_ROUNDS = 20  # in which units move to the nearest centre that has room
 
 
 def balanced(
@@ -24,8 +24,9 @@ def balanced(
     seed: of where the centres start.
   """
   profiles = _standard(activity)
-  kmeans = cluster.KMeans(num_clusters, n_init=1, random_state=seed)
-  centres = kmeans.fit(profiles).cluster_centers_
+  centres, _ = cluster.kmeans_plusplus(
+    profiles, num_clusters, random_state=seed
+  )
   best, least = None, np.inf
   for _ in range(_ROUNDS):
     distance = _squared(profiles, centres)

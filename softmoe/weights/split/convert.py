@@ -117,7 +117,7 @@ def _split(
   model: Any = nnx.merge(experiment.graphdef, params)
   blocks = jax.device_get(params['blocks'])
   for i, x in enumerate(tokens):
-    hidden = np.asarray(model.blocks[i].mlp.hidden(x), np.float32)
+    hidden = np.asarray(model.blocks[i].mlp.hidden(jnp.asarray(x)), np.float32)
     layer = _as_experts(blocks[i]['mlp'], x, hidden, num_experts, config.seed)
     blocks[i] = blocks[i] | {'mlp': layer}
   return params | {'blocks': blocks}
