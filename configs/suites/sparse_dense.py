@@ -2,8 +2,8 @@
 
 Yang et al. 2024, https://arxiv.org/abs/2403.18926: trained as small experts
 that are all on, and evaluated at lower thresholds. Beside them the dense model,
-and smaller ones, which say what its cost could buy. The commands that follow are
-in docs/sparse_dense.md.
+and smaller ones, which say what its cost could buy. docs/sparse_dense.md has
+the commands that follow.
 """
 
 from softmoe.tables import suite
