@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from softmoe import experiment as experiment_lib
 from softmoe.models import config as model_config
@@ -31,11 +32,14 @@ def text(**model: Any) -> language.Config:
 
 
 def run(config: Any, workdir: pathlib.Path) -> pathlib.Path:
-  """Makes the workdir; vectors of its model are no longer near 0, or 1."""
+  """Makes the workdir of a model of random numbers, vectors among them.
+
+  Nothing is compiled for it.
+  """
   config = experiment_lib.with_fingerprint(config)
   experiment = experiment_lib.build(config)
-  state = state_lib.init(experiment)
-  state['params'] = jax.tree.map_with_path(_moved, state['params'])
+  abstract = state_lib.abstract(experiment)
+  state = jax.tree.map_with_path(_drawn, abstract)
   workdir_lib.claim(workdir, config)
   workdir_lib.describe(experiment, workdir)
   with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
@@ -43,8 +47,8 @@ def run(config: Any, workdir: pathlib.Path) -> pathlib.Path:
   return workdir
 
 
-def _moved(path: Any, w: jax.Array) -> jax.Array:
-  if jax.tree_util.keystr(path[-1:], simple=True) == 'kernel':
-    return w
-  noise = jax.random.normal(jax.random.key(w.size), w.shape, w.dtype)
-  return w + 0.3 * jax.reshard(noise, jax.typeof(w).sharding)
+def _drawn(path: Any, w: jax.ShapeDtypeStruct) -> jax.Array:
+  value = 0.5 * np.random.default_rng(w.size).normal(size=w.shape)
+  if jax.tree_util.keystr(path[-1:], simple=True) == 'scale':
+    value = 1 + value / 2
+  return jax.device_put(value.astype(w.dtype), w.sharding)

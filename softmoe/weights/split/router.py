@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy import optimize, special
 
 _L2 = 1e-4  # so that the solution is one, and finite
+_LIMITS = {'maxiter': 200, 'ftol': 1e-7}  # what is left is no better router
 
 
 def fit(
@@ -15,7 +16,7 @@ def fit(
 ) -> Float[np.ndarray, 'd e']:
   """Returns the router's kernel: softmax(x kernel) is close to `share`.
 
-  The cross-entropy is convex, and L-BFGS goes to its minimum.
+  The cross-entropy is convex; L-BFGS goes down to its minimum, or nearly.
 
   Args:
     x: tokens as the router sees them.
@@ -32,5 +33,7 @@ def fit(
     return loss, gradient.ravel()
 
   start = np.zeros(shape).ravel()
-  found = optimize.minimize(objective, start, jac=True, method='L-BFGS-B')
+  found = optimize.minimize(
+    objective, start, jac=True, method='L-BFGS-B', options=_LIMITS
+  )
   return found.x.reshape(shape)
