@@ -65,11 +65,16 @@ def convert(
   )
   experiment = experiment_lib.build(config)
   _save(experiment, params, restored.step, out)
+  _describe(experiment, workdir_lib.read_config(_path(workdir)).data, out)
   return experiment
 
 
+def _path(name: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(name).expanduser()
+
+
 def _new(out: str | os.PathLike) -> pathlib.Path:
-  path = pathlib.Path(out).expanduser()
+  path = _path(out)
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise UserError('OUT', str(out), 'a directory that is new or empty')
   return path
@@ -115,7 +120,9 @@ def _split(
   params = restored.experiment.task.exchange(restored.params)
   tokens = inputs.of_mlps(experiment, params, num_tokens)
   model: Any = nnx.merge(experiment.graphdef, params)
-  blocks = jax.device_get(params['blocks'])
+  blocks = jax.tree.map(
+    lambda w: np.asarray(jax.device_get(w), np.float32), params['blocks']
+  )
   for i, x in enumerate(tokens):
     hidden = np.asarray(model.blocks[i].mlp.hidden(jnp.asarray(x)), np.float32)
     layer = _as_experts(blocks[i]['mlp'], x, hidden, num_experts, config.seed)
@@ -152,7 +159,17 @@ def _save(
       state_lib.create(experiment, params) | {'step': jnp.int32(step)}
     )
   )(params)
-  workdir = workdir_lib.claim(out, experiment.config)
-  workdir_lib.describe(experiment, workdir)
-  with workdir_lib.open_checkpoints(workdir, experiment.config) as checkpoints:
+  workdir_lib.claim(out, experiment.config)
+  with workdir_lib.open_checkpoints(out, experiment.config) as checkpoints:
     checkpoints.save(step, state, force=True)
+
+
+def _describe(
+  experiment: experiment_lib.Experiment, data: Any, out: pathlib.Path
+) -> None:
+  """Writes the rest, which names the data as the dense run does.
+
+  The experiment has a tokenizer from WORKDIR, which now is in `out` as well.
+  """
+  config: Any = dataclasses.replace(experiment.config, data=data)
+  workdir_lib.describe(dataclasses.replace(experiment, config=config), out)
