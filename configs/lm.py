@@ -3,8 +3,10 @@ r"""Language models with MoE layers: XMoE's setting, and one for two cores.
 Yang et al. 2024, https://arxiv.org/abs/2403.18926, and the routers that it has
 to be compared with (docs/routers.md). All mixtures have as many parameters, and
 all but XMoE, whose tokens decide, are set to compute as much as the dense MLP.
-Nothing is dropped, so that no token sees later ones. ARGUMENT is one of
-ARGUMENTS, for instance xmoe (the paper's size) or xmoe_cpu.
+Nothing is dropped, so that no token sees later ones. `all_on` is another: the
+paper's dense model, every MLP of which is small experts that are all on
+(docs/sparse_dense.md). ARGUMENT is one of ARGUMENTS, for instance xmoe (the
+paper's size) or xmoe_cpu.
 
   python -m softmoe.data.text.train_tokenizer bpe jsonl:data/english \
     data/english.json --vocab_size=4096
@@ -33,6 +35,9 @@ MOE = {
   'xmoe': dict(router='threshold', num_experts=64, threshold=0.9, balance=0.01),
   'expert_threshold': dict(router='expert_threshold', num_experts=64, k=8),
   'relu': dict(router='relu', num_experts=64, k=8),
+  'all_on': dict(
+    router='threshold', num_experts=8, router_options=(('all_experts', True),)
+  ),
   # A slot of each of 64 small experts for 8 tokens of different examples.
   'mot': dict(router='mixture_of_tokens', num_experts=64, group_size=8),
   # One for 16 tokens, and half a dense MLP for every token.
@@ -81,11 +86,12 @@ def get_config(argument: str = 'xmoe_cpu') -> ml_collections.ConfigDict:
 
   width = config.model.get_ref('mlp_dim')
   if model != 'dense':
-    blocks = tuple(range(1, config.model.depth, 2))
+    every, size = (1, 1) if model == 'all_on' else (2, 8)
+    blocks = tuple(range(every - 1, config.model.depth, every))
     config.model.moe.update(blocks=blocks, **MOE[model])
-    # Of all experts together, eight times the dense MLP's.
+    # Of all experts together, so many times the dense MLP's.
     config.model.moe.expert_dim = (
-      8 * width // config.model.moe.get_ref('num_experts')
+      size * width // config.model.moe.get_ref('num_experts')
     )
   if model == 'hash':
     size = config.model.vocab_size

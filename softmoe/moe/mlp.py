@@ -73,7 +73,11 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Applies the MLP to every token by itself."""
-    return self.down(self._hidden(lambda linear: linear(x)))
+    return self.down(self.hidden(x))
+
+  def hidden(self, x: Float[Array, '*b d']) -> Float[Array, '*b f']:
+    """Returns what the hidden units say of every token."""
+    return self._hidden(lambda linear: linear(x))
 
   def gated(
     self, x: Float[Array, 'n d'], gates: Float[Array, ' n']
@@ -83,7 +87,7 @@ class Mlp(nnx.Module):
     The gates enter before the last matmul, so that their gradient does not need
     its output.
     """
-    h = self._hidden(lambda linear: linear(x))
+    h = self.hidden(x)
     down: Any = self.down
     h, kernel, bias, gates = down.promote_dtype(
       (h, down.kernel[...], down.bias[...], gates[:, None]), dtype=down.dtype

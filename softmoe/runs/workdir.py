@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import logging
+from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
@@ -81,6 +82,19 @@ def share(workdir: pathlib.Path) -> None:
   peers.meet('shared')
   if jax.process_index() == 0:
     token.unlink()
+
+
+def describe(
+  experiment: experiment_lib.Experiment, workdir: pathlib.Path
+) -> None:
+  """Makes the workdir this run's: its files, `config.json`, `params.txt`."""
+  for name, content in experiment.task.files().items():
+    (workdir / name).write_bytes(content)
+  write_json(workdir / 'config.json', config_lib.to_dict(experiment.config))
+  overview = parameter_overview.get_parameter_overview(
+    experiment.abstract_params, include_stats=False
+  )
+  (workdir / 'params.txt').write_text(overview + '\n')
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:

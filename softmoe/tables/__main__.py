@@ -15,7 +15,7 @@ TABLES = {
   'cost': 'softmoe.tables.cost.command:main',
   'report': 'softmoe.tables.report.command:main',
   'run': 'softmoe.tables.run:main',
-  'thresholds': 'softmoe.tables.thresholds:main',
+  'thresholds': 'softmoe.tables.thresholds.command:main',
   'time': 'softmoe.tables.timing:main',
 }
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
@@ -75,7 +74,7 @@ def _train(
       experiment, checkpoints, pretrained.params
     )
     if chief:
-      _describe(experiment, workdir)
+      workdir_lib.describe(experiment, workdir)
     with logger_lib.Logger(experiment, workdir, start) as logger:
       _announce(experiment, logger, workdir, start)
       run = _Run(experiment, train_step, checkpoints, logger, start)
@@ -165,21 +164,6 @@ def batches(
   rows = prefetch.local_rows(mesh, data.batch_size)
   local = experiment.task.train_batches(rows, start)
   return prefetch.to_devices(local, mesh, data.prefetch)
-
-
-def _describe(
-  experiment: experiment_lib.Experiment, workdir: pathlib.Path
-) -> None:
-  """Makes the workdir this run's: its files, `config.json`, `params.txt`."""
-  for name, content in experiment.task.files().items():
-    (workdir / name).write_bytes(content)
-  workdir_lib.write_json(
-    workdir / 'config.json', config_lib.to_dict(experiment.config)
-  )
-  overview = parameter_overview.get_parameter_overview(
-    experiment.abstract_params, include_stats=False
-  )
-  (workdir / 'params.txt').write_text(overview + '\n')
 
 
 def _announce(

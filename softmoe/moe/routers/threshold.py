@@ -20,11 +20,12 @@ MODES = ('capacity', 'dropless', 'causal')
 class Threshold(nnx.Module):
   """Takes a token's experts by falling probability until they sum to t.
 
-  The gates are the probabilities as they are, so that they sum to less than 1.
-  A free slot goes to the tokens of whom the expert is the first choice, then
-  to second choices and so on, the more probable first among equals. The loss is
-  Switch's, on first choices alone. There is no noise. Unlike in the authors'
-  code, a padding token wants nothing and counts in no loss.
+  The gates are the probabilities as they are, so that they sum to less than 1
+  (but see `weighted`). A free slot goes to the tokens of whom the expert is the
+  first choice, then to second choices and so on, the more probable first among
+  equals. The loss is Switch's, on first choices alone. There is no noise.
+  Unlike in the authors' code, a padding token wants nothing and counts in no
+  loss.
 
   The modes differ in what an expert keeps. 'capacity' is the authors': an
   expert keeps a fixed number of tokens, chosen among all of the group, at
@@ -46,6 +47,7 @@ class Threshold(nnx.Module):
     eval_capacity_factor: float | None = None,
     min_capacity: int = 4,
     all_experts: bool = False,
+    weighted: bool = True,
     balance: float = 0.01,
     rngs: nnx.Rngs,
   ):
@@ -64,6 +66,9 @@ class Threshold(nnx.Module):
         where it has fewer).
       all_experts: every token wants every expert, whatever t. The threshold 1
         does not say this: in float32 the likely experts can sum to 1.
+      weighted: the gates are the probabilities. Without, which is not the
+        paper's, they are 1, so that every expert on is the plain sum; the
+        router then learns from the loss alone.
       balance: coefficient of the loss.
       rngs: source of the parameters' keys.
 
@@ -88,6 +93,7 @@ class Threshold(nnx.Module):
     self.eval_capacity_factor = eval_capacity_factor
     self.min_capacity = min_capacity
     self.all_experts = all_experts
+    self.weighted = weighted
     self.balance = balance
     bound = width**-0.5
     self.kernel = nnx.Param(
@@ -116,7 +122,8 @@ class Threshold(nnx.Module):
       x: tokens.
       mask: False where a token is padding.
       key: says no more than that this is training (for the capacity).
-      threshold: in place of the router's own; may be traced.
+      threshold: in place of the router's own, and of every expert; may be
+        traced, and is then not looked at: all are wanted at infinity.
       all_experts: in place of the router's own.
 
     Returns:
@@ -126,10 +133,10 @@ class Threshold(nnx.Module):
     Raises:
       ValueError: a threshold outside (0, 1] (a traced one is not looked at).
     """
+    if all_experts is None:
+      all_experts = self.all_experts and threshold is None
     if threshold is None:
       threshold = self.threshold
-    if all_experts is None:
-      all_experts = self.all_experts
     _check_threshold(threshold)
     probabilities = jax.nn.softmax(gating.logits(x, self.kernel[...]))
     above, rank = ranked_above(jax.lax.stop_gradient(probabilities))
@@ -142,8 +149,9 @@ class Threshold(nnx.Module):
     # at rank 63 and not at all at rank 0, theirs the other way round. Without a
     # capacity the order is idle, and the compiler drops the search for ranks.
     order = probabilities if capacity is None else probabilities - rank
+    gates = probabilities if self.weighted else jnp.ones_like(probabilities)
     assignment = routing.Assignment(
-      gates=probabilities,
+      gates=gates,
       priority=jnp.where(wanted, jax.lax.stop_gradient(order), -jnp.inf),
       capacity=capacity,
     )

@@ -261,6 +261,24 @@ def test_threshold_one_is_not_all_experts():
   np.testing.assert_array_equal(jnp.sum(everyone.wanted(), axis=1), 16 * mask)
 
 
+def test_a_threshold_at_call_time_takes_the_place_of_every_expert():
+  model, x = worked_example(all_experts=True)
+  counts = lambda **options: jnp.sum(route(model, x, **options)[0].wanted())
+  assert counts() == 32
+  assert counts(threshold=jnp.float32(0.6)) == 12
+  assert counts(threshold=jnp.float32(jnp.inf)) == 32
+  both = model(x, threshold=0.6, all_experts=True)[0]
+  assert jnp.sum(both.wanted()) == 32
+
+
+def test_without_weights_every_gate_is_one():
+  model, x = worked_example(weighted=False)
+  assignment, _ = route(model, x)
+  np.testing.assert_array_equal(assignment.gates, np.ones((8, 4)))
+  weighted, _ = route(worked_example()[0], x)
+  np.testing.assert_array_equal(assignment.priority, weighted.priority)
+
+
 def test_equal_probabilities_rank_by_index():
   model, x = worked_example(mode='capacity', capacity_factor=4.0)
   assignment, aux = route(model, jnp.zeros_like(x), threshold=jnp.float32(0.5))

@@ -1,38 +1,23 @@
 """The report as one self-contained page: no request leaves it."""
 
-import pathlib
 from collections.abc import Iterable
 from html import escape
 
-from softmoe.tables.report.figures.marks import Figure
 from softmoe.tables.report.figures.sections import Section
 from softmoe.tables.report.markdown import INTERVALS
 from softmoe.tables.report.numbers.runs import Run
-from softmoe.tables.report.plots import svg
+from softmoe.tables.report.page import parts
 from softmoe.tables.report.sentences import Headline
 from softmoe.tables.report.summary import Summary
 
 
 def write(summary: Summary) -> str:
   """Returns the whole page."""
-  body = ''.join(_body(summary))
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    '<link rel="icon" href="data:,">'
-    f'<title>{escape(summary.title)}</title><style>{_file("page.css")}</style>'
-    f'</head><body>{body}<div id="tip" role="status" hidden></div>'
-    f'<script>{_file("page.js")}</script></body></html>\n'
-  )
-
-
-def _file(name: str) -> str:
-  return (pathlib.Path(__file__).parent / name).read_text()
+  return parts.document(summary.title, _body(summary))
 
 
 def _body(summary: Summary) -> Iterable[str]:
-  yield f'<header><h1>{escape(summary.title)}</h1>'
-  yield f'<p class="status">{escape(summary.status)}</p></header><main>'
+  yield parts.header(summary.title, summary.status) + '<main>'
   if summary.headlines:
     said = ''.join(map(_headline, summary.headlines))
     yield f'<section id="headline"><ul>{said}</ul></section>'
@@ -45,7 +30,7 @@ def _body(summary: Summary) -> Iterable[str]:
   for section in summary.sections:
     yield _section(section)
   yield _runs(summary)
-  yield _provenance(summary)
+  yield parts.provenance(summary.provenance, summary.commands)
   yield '</main>'
 
 
@@ -73,36 +58,15 @@ def _main_table(summary: Summary) -> str:
   for group, (model, *cells) in zip(table.groups, table.rows, strict=True):
     link = f'<a href="#run-{escape(group.runs[0].name)}">{escape(model)}</a>'
     rest = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
-    rows.append(_row(f'group-{group.name}', link, rest))
-  return _table(table.titles, rows)
-
-
-def _table(titles: list[str], rows: list[str]) -> str:
-  head = ''.join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-  return (
-    f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-    f'<tbody>{"".join(rows)}</tbody></table></div>'
-  )
+    rows.append(parts.row(f'group-{group.name}', link, rest))
+  return parts.table(table.titles, rows)
 
 
 def _section(section: Section) -> str:
   text = ''.join(f'<p>{escape(line)}</p>' for line in section.text)
-  figures = ''.join(map(_figure, section.figures))
   return (
     f'<section id="{escape(section.key)}"><h2>{escape(section.title)}</h2>'
-    f'{text}<div class="figures">{figures}</div></section>'
-  )
-
-
-def _figure(figure: Figure) -> str:
-  keys = ''.join(
-    f'<li>{svg.legend_marker(style)}{escape(words)}</li>'
-    for style, words in figure.legend
-  )
-  legend = f'<ul class="legend">{keys}</ul>' if keys else ''
-  return (
-    f'<figure><figcaption>{escape(figure.title)}</figcaption>{figure.picture}'
-    f'{legend}</figure>'
+    f'{text}{parts.figures(section.figures)}</section>'
   )
 
 
@@ -110,7 +74,7 @@ def _runs(summary: Summary) -> str:
   titles = ['Run', summary.metric.title, 'seed', 'steps', 'commit', 'command']
   rows = [_run(run, summary) for run in summary.runs]
   heading = '<h2>Runs</h2>'
-  return f'<section id="runs">{heading}{_table(titles, rows)}</section>'
+  return f'<section id="runs">{heading}{parts.table(titles, rows)}</section>'
 
 
 def _run(run: Run, summary: Summary) -> str:
@@ -124,27 +88,10 @@ def _run(run: Run, summary: Summary) -> str:
   rest = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
   command = f'<td class="code"><code>{escape(run.facts["command"])}</code></td>'
   link = f'<a href="#group-{escape(run.group)}">{escape(run.name)}</a>'
-  return _row(f'run-{run.name}', link, rest + command)
+  return parts.row(f'run-{run.name}', link, rest + command)
 
 
 def _commit(name: str) -> str:
   """Returns the first letters, and whether the code was changed since."""
   digits, _, changed = name.partition('-')
   return '-'.join(filter(None, [digits[:10], changed]))
-
-
-def _row(key: str, head: str, cells: str) -> str:
-  return f'<tr id="{escape(key)}"><th scope="row">{head}</th>{cells}</tr>'
-
-
-def _provenance(summary: Summary) -> str:
-  facts = ''.join(
-    f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
-    for name, value in summary.provenance.items()
-  )
-  commands = escape('\n'.join(summary.commands))
-  return (
-    '<section id="provenance"><h2>Where the numbers come from</h2>'
-    f'<dl>{facts}</dl><pre class="scroll" tabindex="0">{commands}</pre>'
-    '</section>'
-  )

@@ -1,0 +1,1 @@
+"""Trained models at several thresholds: quality against compute and time."""

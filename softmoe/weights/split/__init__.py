@@ -1,0 +1,1 @@
+"""A trained dense model split into experts: ours, of no paper."""
