@@ -40,7 +40,7 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
     wanted = task.exchange(experiment.abstract_params)
     _compare(name, jax.eval_shape(adopt, saved), wanted)
     key = 'ema' if found.config.ema else 'params'
-    with workdir_lib.reading(f'checkpoint {found.step}'):
+    with workdir_lib.reading(found.step, found.checkpoints):
       saved = found.checkpoints.restore_params(saved, found.step, key)
   place = lambda x, like: jax.reshard(x.astype(like.dtype), like.sharding)
   return jax.jit(

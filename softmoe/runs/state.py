@@ -53,7 +53,7 @@ def restore_or_init(
     return jax.jit(start, donate_argnums=0)(params)
   if step is None:
     return init(experiment)
-  with workdir_lib.reading(f'checkpoint {step}'):
+  with workdir_lib.reading(step, checkpoints):
     return checkpoints.restore(abstract(experiment), step)
 
 
@@ -69,7 +69,7 @@ def restore_evaluated(
       model.
   """
   key = 'ema' if experiment.config.ema else 'params'
-  with workdir_lib.reading(f'checkpoint {step}'):
+  with workdir_lib.reading(step, checkpoints):
     return checkpoints.restore_params(abstract(experiment)[key], step, key)
 
 
