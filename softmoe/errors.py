@@ -60,9 +60,11 @@ class WriteFailed(Exception):
   def __init__(self, path: object, error: BaseException):
     """Takes what could not be written, and why."""
     reason = getattr(error, 'strerror', None) or str(error) or repr(error)
+    if len(reason) > 200:
+      reason = f'{reason[:60]}...{reason[-120:]}'
     super().__init__(
-      f'{path} could not be written: {reason.splitlines()[0][:200]}; once that '
-      'is mended, the same command goes on from the last checkpoint'
+      f'{path} could not be written: {reason}; once that is mended, the same '
+      'command goes on from the last checkpoint'
     )
 
 

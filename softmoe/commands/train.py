@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string(
 _SKIP_DAMAGED = flags.DEFINE_bool(
   'skip_damaged',
   False,
-  'Where the latest checkpoint is damaged, rename it to STEP.damaged, and go on '
+  'Where the latest checkpoint is damaged, call it STEP.damaged, and go on '
   'from the latest that is intact.',
 )
 # A file that cannot be read shows itself at the first look into the config.

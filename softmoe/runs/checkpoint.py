@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from softmoe.config import CheckpointConfig
@@ -33,6 +34,12 @@ Tree = Any  # a nested pytree of arrays, or of jax.ShapeDtypeStruct
 
 _METRICS = 'metrics/metrics'  # the file of a checkpoint's evaluation
 _opened = itertools.count()  # the same in all processes: they open alike
+
+
+# Orbax logs each error several times, and raises it.
+logging.get_absl_logger().addFilter(
+  lambda record: 'orbax' not in record.pathname or record.levelname != 'ERROR'
+)
 
 
 class Checkpoints:

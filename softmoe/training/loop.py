@@ -90,6 +90,8 @@ def _train(
         _describe(experiment, workdir)
       with logger_lib.Logger(experiment, workdir, start) as logger:
         _announce(experiment, logger, workdir, start)
+        for doubt in state_lib.doubts(state, start):
+          logger.message(f'warning: {doubt}')
         run = _Run(experiment, train_step, checkpoints, logger, start)
         result = _result(experiment, logger, run.loop(state, stop))
   if chief:
