@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping
@@ -60,8 +61,9 @@ class Checkpoints:
     self._directory = pathlib.Path(directory).expanduser().absolute()
     self._key = f'checkpoints/{next(_opened)}'
     # As one process sees it: a network's caches may lag behind elsewhere.
-    there = json.dumps(_steps(self._directory))
-    self._steps: list[int] = json.loads(peers.from_first(self._key, there))
+    there = json.dumps([secrets.token_hex(4), _steps(self._directory)])
+    # The token keeps apart what a killed job's last process may still write.
+    self._token, self._steps = json.loads(peers.from_first(self._key, there))
     self._inode: int | None = None  # of the directory, once saved into
     self._saving = background.Task()
 
@@ -101,7 +103,7 @@ class Checkpoints:
       return False
     self.wait()
     metrics = {name: float(v) for name, v in (metrics or {}).items()}
-    new = self._directory / f'.saving-{step}'
+    new = self._directory / f'.saving-{step}-{self._token}'
     with disk.writing(self._directory / str(step)):
       self._prepare()
       written = ocp.save_async(new, state)

@@ -3,12 +3,17 @@
 It is the kernel's (`flock`): whatever ends the process, SIGKILL too, frees it
 at once. On NFS the server keeps it for all machines alike; that of a machine
 that is cut off is freed once the server misses it (90 s on Linux). A file
-system without such locks, as gcsfuse is between machines, protects nothing.
+system without locks protects nothing, nor does gcsfuse between machines.
 """
 
+import errno
 import fcntl
 import pathlib
+import sys
 from typing import IO
+
+# Of file systems that know no locks.
+_UNKNOWN = (errno.ENOSYS, errno.ENOTSUP)
 
 
 def take(path: pathlib.Path) -> IO[str] | None:
@@ -17,7 +22,17 @@ def take(path: pathlib.Path) -> IO[str] | None:
   The lock lasts until the file is closed here and in all processes that
   inherited it.
   """
-  return _lock(path.open('a'), fcntl.LOCK_EX)
+  file = path.open('a')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    return None
+  except OSError as e:
+    if e.errno not in _UNKNOWN:
+      raise
+    print(f'warning: no lock on {path}: {e.strerror}', file=sys.stderr)
+  return file
 
 
 def is_taken(path: pathlib.Path) -> bool:
@@ -25,17 +40,12 @@ def is_taken(path: pathlib.Path) -> bool:
   if not path.exists():
     return False
   # Shared: of several that ask at the same time none is in another's way.
-  file = _lock(path.open(), fcntl.LOCK_SH)
-  if file is None:
-    return True
-  file.close()
+  with path.open() as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+    except OSError as e:
+      if e.errno not in _UNKNOWN:
+        raise
   return False
-
-
-def _lock(file: IO[str], kind: int) -> IO[str] | None:
-  try:
-    fcntl.flock(file, kind | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    return None
-  return file

@@ -92,7 +92,12 @@ def held(workdir: pathlib.Path, config: config_lib.Config) -> Iterator[None]:
 
 def _share(workdir: pathlib.Path) -> None:
   """Makes sure that `workdir` is the same directory for all processes."""
-  token = workdir / f'.job.{peers.from_first("job", secrets.token_hex(8))}'
+  own = str(workdir.absolute())  # checkpoints are written by it
+  job = json.dumps([own, secrets.token_hex(8)])
+  path, token = json.loads(peers.from_first('job', job))
+  if path != own:
+    raise UserError('--workdir', own, f'one path for all processes: {path}')
+  token = workdir / f'.job.{token}'
   if jax.process_index() == 0:
     with disk.writing(workdir):
       token.touch()

@@ -353,11 +353,12 @@ def test_a_save_has_its_name_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
   )
   with checkpoint.Checkpoints(tmp_path, KEEP_ALL) as checkpoints:
     checkpoints.save(1, {'params': jnp.ones(2)})
-  assert calls[-2:] == [('.saving-1', '1'), '.']
+  new = calls[-2][0]
+  assert new.startswith('.saving-1-')
+  assert calls[-2:] == [(new, '1'), '.']
   there = {p.relative_to(tmp_path / '1') for p in (tmp_path / '1').rglob('*')}
-  synced = {c.removeprefix('.saving-1/') for c in calls if isinstance(c, str)}
-  listed = ('.saving-1/.checksums.json', '.saving-1/checksums.json')
-  assert listed in calls
+  synced = {c.removeprefix(f'{new}/') for c in calls if isinstance(c, str)}
+  assert (f'{new}/.checksums.json', f'{new}/checksums.json') in calls
   assert {p.as_posix() for p in there} - {'checksums.json'} <= synced
 
 

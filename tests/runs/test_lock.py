@@ -1,5 +1,8 @@
 """A lock is of one process, and goes with it."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -32,3 +35,14 @@ def test_a_lock_goes_with_a_process_that_is_killed(tmp_path):
     assert lock.take(tmp_path / 'lock') is None
     process.kill()
   assert lock.take(tmp_path / 'lock')
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+  def flock(*_):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  with lock.take(tmp_path / 'lock'):
+    assert not lock.is_taken(tmp_path / 'lock')
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'warning: no lock on {tmp_path}/lock: Function not')
