@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,9 @@ _METRICS = 'metrics/metrics'  # the file of a checkpoint's evaluation
 _opened = itertools.count()  # the same in all processes: they open alike
 
 
-# Orbax logs each error several times, and raises it.
+# Orbax logs each error several times, and raises it; what had not begun by then
+# is told of as never awaited.
+warnings.filterwarnings('ignore', "coroutine 'OrbaxLayout", RuntimeWarning)
 logging.get_absl_logger().addFilter(
   lambda record: 'orbax' not in record.pathname or record.levelname != 'ERROR'
 )

@@ -4,7 +4,8 @@ python -m tests.campaign --seconds=3600
 
 Prints counts as one JSON object; those of what was wrong are in WRONG. Exits
 with 1 if any of them is not 0. As root, disks are full at random bytes; else
-files may not grow beyond a random size.
+files may not grow beyond a random size. With --cache what is compiled is kept
+for the next campaign.
 """
 
 import argparse
@@ -42,12 +43,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seconds', type=float, default=600)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--processes', default='1,2,4')
+  parser.add_argument('--cache')
   options = parser.parse_args()
   with tempfile.TemporaryDirectory(prefix='campaign.') as cache:
-    _set_environment(cache)
+    _set_environment(options.cache or cache)
     from tests.campaign import acts
 
-    counts, notes = acts.run(options.seconds, options.seed)
+    processes = [int(n) for n in options.processes.split(',')]
+    counts, notes = acts.run(options.seconds, options.seed, processes)
   for note in notes:
     print(note, file=sys.stderr)
   wrong = {name: counts.pop(name, 0) for name in WRONG}

@@ -13,7 +13,6 @@ import time
 
 from tests.campaign import jobs, judge
 
-COUNTS = (1, 2, 4)  # processes of a job
 _STOPPED, _REFUSED, _FAILED = 75, 2, 1
 
 
@@ -25,14 +24,14 @@ class Campaign:
     notes: of everything that was wrong.
   """
 
-  def __init__(self, folder, seed):
+  def __init__(self, folder, seed, processes):
     """Trains once for each number of processes, undisturbed."""
     self._folder, self._chance = pathlib.Path(folder), random.Random(seed)
     self._next = 0
     self.counts, self.notes = collections.Counter(), []
     self._wanted, self._finished, self._current = {}, {}, {}
     self._seconds, self._bytes = {}, {}
-    for count in COUNTS:
+    for count in processes:
       self._train_undisturbed(count)
 
   def kill(self, count):
@@ -90,6 +89,7 @@ class Campaign:
     workdir, start = self._new(), time.monotonic()
     job = jobs.start(count, workdir)
     self._judge(job, {0})
+    assert not self.notes, self.notes
     self._seconds[count] = time.monotonic() - start
     self._bytes[count] = _size(workdir) * 3 // 2  # a save needs more for a time
     self._wanted[count] = judge.outcome(workdir)
@@ -198,16 +198,16 @@ class _disk:
     shutil.rmtree(self._workdir, ignore_errors=True)
 
 
-def run(seconds, seed):
+def run(seconds, seed, processes):
   """Returns the counts and notes of a campaign of so many seconds or so."""
   chance = random.Random(seed)
   with tempfile.TemporaryDirectory(prefix='campaign.') as folder:
-    campaign = Campaign(folder, seed)
+    campaign = Campaign(folder, seed, processes)
     deadline = time.monotonic() + seconds
     acts = [campaign.kill] * 10
     acts += [campaign.fill, campaign.start_twice, campaign.flip]
     for act in (campaign.flip, campaign.fill, campaign.start_twice):
-      act(chance.choice(COUNTS))
+      act(chance.choice(processes))
     while time.monotonic() < deadline:
-      chance.choice(acts)(chance.choice(COUNTS))
+      chance.choice(acts)(chance.choice(processes))
   return campaign.counts, campaign.notes

@@ -24,7 +24,7 @@ from softmoe.tasks import classification  # noqa: F401
 from softmoe.training import loop  # noqa: F401
 
 DEVICES = 4
-PATIENCE = 300  # seconds for what takes a few, on a busy machine
+PATIENCE = 900  # seconds for what takes a few, on a busy machine
 FLAGS = [
   '--config=tests/tiny.py:soft',
   '--config.mesh=data:2,expert:2',
