@@ -109,7 +109,7 @@ class Checkpoints:
     new = self._directory / f'.saving-{step}-{self._token}'
     with disk.writing(self._directory / str(step)):
       self._prepare()
-      written = ocp.save_async(new, state)
+      written = ocp.save_async(str(new), state)
     self._steps.append(step)
     self._saving.start(lambda: self._finish(step, new, written, metrics))
     return True
@@ -128,7 +128,7 @@ class Checkpoints:
     """
     path = self._intact(step)
     _compare(path, _saved(path), _describe(abstract_state))
-    return ocp.load(path, abstract_state)
+    return ocp.load(str(path), abstract_state)
 
   def restore_params(
     self, abstract_params: Tree, step: int | None = None, key: str = 'params'
@@ -151,7 +151,7 @@ class Checkpoints:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-      restored: Any = ocp.load(path, wanted)
+      restored: Any = ocp.load(str(path), wanted)
     return restored[key]
 
   def steps(self) -> list[int]:
@@ -388,7 +388,7 @@ def _check(config: CheckpointConfig) -> None:
 
 
 def _saved(path: pathlib.Path) -> dict[str, str]:
-  metadata = ocp.metadata(path).metadata
+  metadata = ocp.metadata(str(path)).metadata
   if metadata is None:
     raise ValueError('its metadata is damaged')
   return _describe(metadata)

@@ -17,6 +17,10 @@ from softmoe.runs import disk
 
 FILE_NAME = 'metrics.jsonl'
 
+# Their classes are made at run time, which no type checker sees.
+_event: Any = event_pb2
+_summary_proto: Any = summary_pb2
+
 
 class MetricWriter:
   """Appends scalars to `workdir/metrics.jsonl` and to TensorBoard events.
@@ -57,7 +61,7 @@ class MetricWriter:
     self._events = disk.Log(path.with_name(_events_name()))
     self._events.write(_record(file_version='brain.Event:2'))
     if resume_step is not None:
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      start = _event.SessionLog(status=_event.SessionLog.START)
       self._events.write(_record(step=resume_step + 1, session_log=start))
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -117,16 +121,16 @@ def _events_name() -> str:
   return f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
 
 
-def _summary(values: Mapping[str, float]) -> summary_pb2.Summary:
-  one = summary_pb2.Summary.Value
-  return summary_pb2.Summary(
+def _summary(values: Mapping[str, float]) -> Any:
+  one = _summary_proto.Summary.Value
+  return _summary_proto.Summary(
     value=[one(tag=name, simple_value=value) for name, value in values.items()]
   )
 
 
 def _record(**fields: Any) -> bytes:
   """Returns an event as a TFRecord: length and content, each with its CRC."""
-  data = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+  data = _event.Event(wall_time=time.time(), **fields).SerializeToString()
   length = struct.pack('<Q', len(data))
   checksum = lambda part: struct.pack('<I', record_writer.masked_crc32c(part))
   return length + checksum(length) + data + checksum(data)

@@ -12,7 +12,8 @@ import argparse
 import json
 import os
 import sys
-import tempfile
+
+from tests.campaign import folders
 
 WRONG = (
   'mismatches',
@@ -46,8 +47,8 @@ def main():
   parser.add_argument('--processes', default='1,2,4')
   parser.add_argument('--cache')
   options = parser.parse_args()
-  with tempfile.TemporaryDirectory(prefix='campaign.') as cache:
-    _set_environment(options.cache or cache)
+  with folders.folder() as cache:
+    _set_environment(options.cache or str(cache))
     from tests.campaign import acts
 
     processes = [int(n) for n in options.processes.split(',')]

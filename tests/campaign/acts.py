@@ -2,16 +2,14 @@
 
 import collections
 import os
-import pathlib
 import random
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 
-from tests.campaign import jobs, judge
+from tests.campaign import folders, jobs, judge
 
 _STOPPED, _REFUSED, _FAILED = 75, 2, 1
 
@@ -26,7 +24,7 @@ class Campaign:
 
   def __init__(self, folder, seed, processes):
     """Trains once for each number of processes, undisturbed."""
-    self._folder, self._chance = pathlib.Path(folder), random.Random(seed)
+    self._folder, self._chance = folder, random.Random(seed)
     self._next = 0
     self.counts, self.notes = collections.Counter(), []
     self._wanted, self._finished, self._current = {}, {}, {}
@@ -201,7 +199,7 @@ class _disk:
 def run(seconds, seed, processes):
   """Returns the counts and notes of a campaign of so many seconds or so."""
   chance = random.Random(seed)
-  with tempfile.TemporaryDirectory(prefix='campaign.') as folder:
+  with folders.folder() as folder:
     campaign = Campaign(folder, seed, processes)
     deadline = time.monotonic() + seconds
     acts = [campaign.kill] * 10

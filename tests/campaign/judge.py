@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import pathlib
 import shutil
-import tempfile
 
-from tests.campaign import jobs
+from tests.campaign import folders, jobs
 
 _TIMES = ('images_per_second', 'mfu', 'train', 'finished')
 
@@ -32,8 +30,8 @@ def damage(workdir, count, seed):
 
 def _in_fork(function):
   """Returns what a function does that uses JAX, which the campaign must not."""
-  with tempfile.TemporaryDirectory() as directory:
-    path = pathlib.Path(directory) / 'value.json'
+  with folders.folder() as directory:
+    path = directory / 'value.json'
     fork = jobs.Fork(lambda: path.write_text(json.dumps(function())))
     code, printed = fork.wait(), fork.printed()
     fork.forget()
@@ -78,11 +76,11 @@ def _damage(workdir, count, seed):
   right = _hash(workdir, experiment)
   found = {'found': 0, 'harmless': 0, 'undetected': 0}
   for _ in range(count):
-    with tempfile.TemporaryDirectory() as directory:
-      copy = shutil.copytree(workdir, f'{directory}/run')
-      _flip(pathlib.Path(copy), chance)
+    with folders.folder() as directory:
+      copy = shutil.copytree(workdir, directory / 'run')
+      _flip(copy, chance)
       try:
-        same = _hash(pathlib.Path(copy), experiment) == right
+        same = _hash(copy, experiment) == right
         found['harmless' if same else 'undetected'] += 1
       except UserError:
         found['found'] += 1
