@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-FAILED = 1  # a run that diverged or gave up, or an error that nobody foresaw
+FAILED = 1  # a run that diverged, gave up or could not write; a flaw of ours
 BAD_INPUT = 2  # a UserError
 STOPPED = 75  # a run that stopped midway: start it again
 
@@ -51,6 +51,20 @@ class Lost(Exception):
   def __init__(self, reason: str):
     super().__init__(
       f'{reason}; the same command goes on from the last checkpoint'
+    )
+
+
+class WriteFailed(Exception):
+  """The disk is full, a file or directory is gone, or a save went wrong."""
+
+  def __init__(self, path: object, error: BaseException):
+    """Takes what could not be written, and why."""
+    reason = getattr(error, 'strerror', None) or str(error) or repr(error)
+    if len(reason) > 200:
+      reason = f'{reason[:60]}...{reason[-120:]}'
+    super().__init__(
+      f'{path} could not be written: {reason}; once that is mended, the same '
+      'command goes on from the last checkpoint'
     )
 
 

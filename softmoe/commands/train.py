@@ -16,6 +16,12 @@ _CONFIG = config_flag.define(
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Directory of the run; a run that it holds goes on.'
 )
+_SKIP_DAMAGED = flags.DEFINE_bool(
+  'skip_damaged',
+  False,
+  'Where the latest checkpoint is damaged, call it STEP.damaged, and go on '
+  'from the latest that is intact.',
+)
 # A file that cannot be read shows itself at the first look into the config.
 flags.register_validator(
   _CONFIG, lambda config: config and 'steps' in config, 'give --config=FILE'
@@ -33,4 +39,5 @@ def main() -> dict[str, Any]:
   from softmoe import experiment
   from softmoe.training import loop
 
-  return loop.train(experiment.parse(_CONFIG.value), _WORKDIR.value)
+  config = experiment.parse(_CONFIG.value)
+  return loop.train(config, _WORKDIR.value, _SKIP_DAMAGED.value)

@@ -22,6 +22,7 @@ from softmoe.errors import (
   Lost,
   Stopped,
   UserError,
+  WriteFailed,
 )
 from softmoe.process import config_flag
 
@@ -138,7 +139,7 @@ def guard(main: Callable[[], Any]) -> None:
       main()
   except UserError as e:
     peers.end(BAD_INPUT, str(e))
-  except (Diverged, GaveUp) as e:
+  except (Diverged, GaveUp, WriteFailed) as e:
     peers.end(FAILED, str(e))
   except Lost as e:
     peers.end(STOPPED, str(e))

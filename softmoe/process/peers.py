@@ -101,6 +101,23 @@ def from_first(key: str, value: str) -> str:
   return client.blocking_key_value_get(f'softmoe/{key}', _FOREVER)
 
 
+def to_first(key: str, value: str) -> list[str]:
+  """Returns what each process has for `key`, to process 0; each key but once.
+
+  The others get an empty list, and wait for nobody.
+  """
+  client = jax_internals.client()
+  if client is None:
+    return [value]
+  client.key_value_set(f'softmoe/{key}/{jax.process_index()}', value)
+  if jax.process_index():
+    return []
+  return [
+    client.blocking_key_value_get(f'softmoe/{key}/{i}', _FOREVER)
+    for i in range(jax.process_count())
+  ]
+
+
 def end(code: int, message: str) -> NoReturn:
   """Ends this process, and the others of its job, with one line and `code`."""
   message = ' '.join(message.split())

@@ -62,8 +62,25 @@ def restore_or_init(
     return jax.jit(make, donate_argnums=0)(start(experiment))
   if step is None:
     return init(experiment)
-  with workdir_lib.reading(f'checkpoint {step}'):
+  with workdir_lib.reading(step, checkpoints):
     return checkpoints.restore(abstract(experiment), step)
+
+
+def doubts(state: TrainState, step: int) -> list[str]:
+  """Returns what in a restored state has not counted to `step`, in words.
+
+  Part of it has been reset then, whatever became of its checkpoint.
+  """
+  counters = [('step', state['step'])]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state['opt_state']):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if name.rsplit('/', 1)[-1] == 'count':
+      counters.append((f'opt_state/{name}', leaf))
+  return [
+    f'{name} of checkpoint {step} is {int(count)}: it was reset'
+    for name, count in counters
+    if int(count) != step
+  ]
 
 
 def restore_evaluated(
@@ -78,7 +95,7 @@ def restore_evaluated(
       model.
   """
   key = 'ema' if experiment.config.ema else 'params'
-  with workdir_lib.reading(f'checkpoint {step}'):
+  with workdir_lib.reading(step, checkpoints):
     return checkpoints.restore_params(abstract(experiment)[key], step, key)
 
 

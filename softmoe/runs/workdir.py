@@ -21,8 +21,10 @@ from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.process import peers
-from softmoe.runs import checkpoint
+from softmoe.runs import checkpoint, disk, lock
 from softmoe.tasks import registry
+
+_LOCK = '.lock'  # whoever trains here has it
 
 # Fields that may change from one start of a run to the next: none of them
 # changes a number that the run computes, but for the order of a sum.
@@ -48,11 +50,13 @@ def claim(
 
   Raises:
     UserError: it is no path, cannot be written to, holds files of something
-      else, or belongs to another experiment.
+      else, belongs to another experiment, or another process trains in it.
   """
   _check_mounted(workdir)
   workdir = pathlib.Path(workdir).expanduser()
   _make(workdir)
+  if lock.is_taken(workdir / _LOCK):
+    raise _taken(workdir)
   if (workdir / 'config.json').exists():
     _compare(workdir, config)
   elif any(_is_visible_file(path) for path in workdir.rglob('*')):
@@ -62,18 +66,42 @@ def claim(
   return workdir
 
 
-def share(workdir: pathlib.Path) -> None:
-  """Waits until all processes have claimed `workdir`, the same for all.
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, config: config_lib.Config) -> Iterator[None]:
+  """Keeps everyone else from training in `workdir`, which was claimed.
 
-  So nobody writes into it while another still looks at what is there.
+  Process 0 has the lock, for its job. What another run left since the claim is
+  looked at once more.
 
   Raises:
-    UserError: another process has a directory of its own by that name.
+    UserError: as `claim`, or another process has a directory of its own by
+      that name.
   """
-  peers.meet('claimed')
-  token = workdir / f'.job.{peers.from_first("job", secrets.token_hex(8))}'
+  peers.meet('claimed')  # so nobody writes while another still looks
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      with disk.writing(workdir):
+        file = lock.take(workdir / _LOCK)
+      if file is None:
+        raise _taken(workdir)
+      stack.enter_context(file)
+      if (workdir / 'config.json').exists():
+        _compare(workdir, config)
+    _share(workdir)
+    yield
+
+
+def _share(workdir: pathlib.Path) -> None:
+  """Makes sure that `workdir` is the same directory for all processes."""
+  own = str(workdir.absolute())  # checkpoints are written by it
+  job = json.dumps([own, secrets.token_hex(8)])
+  path, token = json.loads(peers.from_first('job', job))
+  if path != own:
+    raise UserError('--workdir', own, f'one path for all processes: {path}')
+  token = workdir / f'.job.{token}'
   if jax.process_index() == 0:
-    token.touch()
+    with disk.writing(workdir):
+      token.touch()
   peers.meet('written')
   if not token.exists():
     raise UserError(
@@ -89,12 +117,12 @@ def describe(
 ) -> None:
   """Makes the workdir this run's: its files, `config.json`, `params.txt`."""
   for name, content in experiment.task.files().items():
-    (workdir / name).write_bytes(content)
+    disk.write(workdir / name, content)
   write_json(workdir / 'config.json', config_lib.to_dict(experiment.config))
   overview = parameter_overview.get_parameter_overview(
     experiment.abstract_params, include_stats=False
   )
-  (workdir / 'params.txt').write_text(overview + '\n')
+  disk.write(workdir / 'params.txt', (overview + '\n').encode())
 
 
 def read_config(workdir: pathlib.Path) -> config_lib.Config:
@@ -136,11 +164,9 @@ def open_checkpoints(
   """Returns the checkpoints of the run in `workdir`; there may be none yet.
 
   Raises:
-    UserError: the config is wrong or a checkpoint is damaged.
+    UserError: the config is wrong.
   """
-  directory = workdir / 'checkpoints'
-  with reading(str(directory)):
-    return checkpoint.Checkpoints(directory, config.checkpoint)
+  return checkpoint.Checkpoints(workdir / 'checkpoints', config.checkpoint)
 
 
 class Found(NamedTuple):
@@ -180,8 +206,8 @@ def find_checkpoint(
 
 
 @contextlib.contextmanager
-def reading(name: str) -> Iterator[None]:
-  """Turns whatever the damaged checkpoint `name` raises into one UserError."""
+def reading(step: int, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+  """Turns whatever a damaged checkpoint raises into one UserError."""
   # The libraries beneath report damage at length, in several log lines.
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
@@ -193,19 +219,19 @@ def reading(name: str) -> Iterator[None]:
     if peers.is_loss(e):
       raise
     problem = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
-    raise UserError(
-      name, problem, 'an intact checkpoint; removed, the one before it is used'
-    ) from e
+    expected = checkpoints.instead(step)
+    raise UserError(f'checkpoint {step}', problem, expected) from e
   finally:
     logging.set_verbosity(verbosity)
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  """Writes a JSON file at once: a reader sees all of it or the one before."""
-  # Hidden, so that a workdir which holds no more than this is an empty one.
-  temporary = path.with_name(f'.{path.name}')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  temporary.replace(path)
+  """Writes a JSON file to disk, all of it or nothing.
+
+  Raises:
+    WriteFailed: the disk is full, or the directory is gone.
+  """
+  disk.write(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
 def _find(checkpoints: checkpoint.Checkpoints, step: str | int) -> int:
@@ -231,6 +257,11 @@ def _check_mounted(workdir: str | os.PathLike) -> None:
       os.fspath(workdir),
       'a path on a file system that is mounted here, such as by gcsfuse',
     )
+
+
+def _taken(workdir: pathlib.Path) -> UserError:
+  expected = 'a run that no other process is training'
+  return UserError('--workdir', str(workdir), expected)
 
 
 def _make(workdir: pathlib.Path) -> None:

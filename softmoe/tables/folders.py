@@ -7,7 +7,6 @@ goes with the process.
 """
 
 import dataclasses
-import fcntl
 import json
 import pathlib
 from typing import IO, Any
@@ -15,6 +14,7 @@ from typing import IO, Any
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
+from softmoe.runs import lock
 from softmoe.runs import workdir as workdir_lib
 
 # Where the data lies on a machine, and what it is: `data` of a result says so.
@@ -55,7 +55,7 @@ class Folders:
     """
     path = self.log(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _lock(path)
+    return lock.take(path)
 
   def times(self) -> pathlib.Path:
     """Returns the file of what `time` measured."""
@@ -64,14 +64,11 @@ class Folders:
 
 def in_use(runs: pathlib.Path) -> list[str]:
   """Returns SUITE/RUN of every run that is being worked on."""
-  names = []
-  for path in sorted(runs.glob('*/*.log')):
-    file = _lock(path)
-    if file is None:
-      names.append(f'{path.parent.name}/{path.stem}')
-    else:
-      file.close()
-  return names
+  return [
+    f'{path.parent.name}/{path.stem}'
+    for path in sorted(runs.glob('*/*.log'))
+    if lock.is_taken(path)
+  ]
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -116,13 +113,3 @@ def _foreign(path: pathlib.Path, given: str) -> UserError:
   return UserError(
     str(path), given, 'what this suite writes there; it stays: move it away'
   )
-
-
-def _lock(path: pathlib.Path) -> IO[str] | None:
-  file = path.open('a')
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    file.close()
-    return None
-  return file

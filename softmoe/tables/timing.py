@@ -28,6 +28,7 @@ from softmoe.tables import options as options_lib
 from softmoe.tables import suite
 from softmoe.training import loop
 from softmoe.training import step as step_lib
+from softmoe.weights import pretrained
 
 
 def main(argv: list[str]) -> None:
@@ -110,7 +111,9 @@ def _state(
   if not (workdir / 'checkpoints').exists():
     return False, state_lib.init(experiment)
   with workdir_lib.find_checkpoint(workdir, 'latest') as found:
-    return True, state_lib.restore_or_init(experiment, found.checkpoints)
+    return True, state_lib.restore_or_init(
+      experiment, found.checkpoints, pretrained.params
+    )
 
 
 def _programs(

@@ -41,6 +41,11 @@ class Logger:
       task.unit,
       enabled=chief,
     )
+    if start_step and not (workdir / writers.FILE_NAME).exists():
+      self.message(
+        f'warning: {writers.FILE_NAME} is missing: the metrics up to step '
+        f'{start_step} are lost'
+      )
     self._writer = writers.MetricWriter(workdir, start_step, chief)
     self._pending: tuple[int, step_lib.Metrics] | None = None
 
@@ -79,6 +84,14 @@ class Logger:
       return
     self._progress.update(step, self._shown(values))
     self._writer.write_scalars(step, values | self.speed())
+
+  def sync(self) -> None:
+    """Waits until all metrics that were told are on disk.
+
+    Raises:
+      WriteFailed: they cannot be brought there.
+    """
+    self._writer.sync()
 
   def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
     """Tells how good the state after `step` steps is."""

@@ -23,13 +23,21 @@ from softmoe.weights import pretrained
 
 
 def train(
-  config: config_lib.Config, workdir: str | pathlib.Path
+  config: config_lib.Config,
+  workdir: str | pathlib.Path,
+  skip_damaged: bool = False,
 ) -> dict[str, Any]:
   """Trains, or goes on where the run in `workdir` stopped.
 
   A run that was stopped at any point and goes on ends with the same bits as
   one that was not: a batch follows from seed and step, and so does every
   random key.
+
+  Args:
+    config: of the experiment.
+    workdir: directory of the run; nobody else trains there meanwhile.
+    skip_damaged: whether to go on from the latest checkpoint that is intact,
+      where the latest is not, instead of raising a UserError.
 
   Returns:
     What `result.json` holds: the evaluation of the last state, the size and
@@ -40,6 +48,7 @@ def train(
       is found after something was written.
     Stopped: SIGTERM or SIGINT came; the state is saved.
     Diverged: the loss is no longer finite; the last checkpoint stays.
+    WriteFailed: the disk is full, or the workdir is gone.
     GaveUp: the starts before this one were lost, and gained no step.
   """
   config = experiment_lib.with_fingerprint(config)
@@ -50,9 +59,12 @@ def train(
     train_step = step_lib.make_train_step(experiment)
     _check_data(experiment)
     _check_step(experiment, train_step)
-    workdir_lib.share(workdir)
-    result = _train(experiment, train_step, workdir)
-  elif jax.process_index() == 0:
+    with workdir_lib.held(workdir, config):
+      # Another process may have finished it in the meantime.
+      result = workdir_lib.read_result(workdir)
+      if result is None:
+        return _train(experiment, train_step, workdir, skip_damaged)
+  if jax.process_index() == 0:
     print(f'{workdir} holds the finished run', file=sys.stderr)
   return result
 
@@ -61,24 +73,29 @@ def _train(
   experiment: experiment_lib.Experiment,
   train_step: Any,
   workdir: pathlib.Path,
+  skip_damaged: bool,
 ) -> dict[str, Any]:
   chief, config = jax.process_index() == 0, experiment.config
   with (
     preemption.StopSignal() as stop,
     workdir_lib.open_checkpoints(workdir, config) as checkpoints,
-    restarts.counting(workdir, checkpoints.latest() or 0) as start,
-    peers.ending_on_loss(),
   ):
-    # Restored before anything is written: it may be another model's.
-    state = state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.params
-    )
-    if chief:
-      workdir_lib.describe(experiment, workdir)
-    with logger_lib.Logger(experiment, workdir, start) as logger:
-      _announce(experiment, logger, workdir, start)
-      run = _Run(experiment, train_step, checkpoints, logger, start)
-      result = _result(experiment, logger, run.loop(state, stop))
+    if skip_damaged:
+      checkpoints.set_damaged_aside()
+    start = checkpoints.latest() or 0
+    with restarts.counting(workdir, start), peers.ending_on_loss():
+      # Restored before anything is written: it may be another model's.
+      state = state_lib.restore_or_init(
+        experiment, checkpoints, pretrained.params
+      )
+      if chief:
+        workdir_lib.describe(experiment, workdir)
+      with logger_lib.Logger(experiment, workdir, start) as logger:
+        _announce(experiment, logger, workdir, start)
+        for doubt in state_lib.doubts(state, start):
+          logger.message(f'warning: {doubt}')
+        run = _Run(experiment, train_step, checkpoints, logger, start)
+        result = _result(experiment, logger, run.loop(state, stop))
   if chief:
     workdir_lib.write_json(workdir / 'result.json', result)
   return result
@@ -108,7 +125,7 @@ class _Run:
     """Runs the remaining steps; returns the evaluation of the last state.
 
     The order matters. A state is saved after its metrics were seen, so that it
-    is finite; after its evaluation was written, so that a run that goes on
+    is finite; after its evaluation is on disk, so that a run that goes on
     from it neither loses nor repeats that line; and together with it, so that
     the best can be kept. A stop at the last step is none.
     """
@@ -116,6 +133,7 @@ class _Run:
     for step in range(self.start + 1, config.steps + 1):
       state, metrics = self.train_step(state, next(self.batches))
       self.logger.step(step, metrics)
+      self.checkpoints.check()
       last = step == config.steps
       # Asked once: a signal from here on is for the next step.
       stopping = '' if last else stop.after_step()
@@ -130,6 +148,7 @@ class _Run:
           self.logger.evaluation(step, evaluation)
         if saving:
           metric = evaluation if evaluating else None
+          self.logger.sync()
           self.checkpoints.save(step, state, metric, force=True)
       if stopping:
         raise Stopped(stopping, step)

@@ -104,7 +104,7 @@ def _of_run(
 
   def read() -> Tree:
     key = 'ema' if average else 'params'
-    with workdir_lib.reading(f'checkpoint {found.step}'):
+    with workdir_lib.reading(found.step, found.checkpoints):
       return found.checkpoints.restore_params(saved, found.step, key)
 
   name = f'step {found.step} of {experiment.config.init}'

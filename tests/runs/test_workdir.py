@@ -7,7 +7,7 @@ import pytest
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe.errors import UserError
+from softmoe.errors import UserError, WriteFailed
 from softmoe.evaluation import run
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import classification
@@ -171,7 +171,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     raise OSError('disk full')
 
   monkeypatch.setattr(pathlib.Path, 'replace', fail)
-  with pytest.raises(OSError, match='disk full'):
+  with pytest.raises(WriteFailed, match='config.json could.*disk full'):
     workdir_lib.write_json(path, {'a': 2})
   assert json.loads(path.read_text()) == {'a': 1}
 

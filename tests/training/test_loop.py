@@ -1,7 +1,6 @@
 """The loop from config to result: what it writes, and when it must not."""
 
 import json
-import os
 import shutil
 
 import jax
@@ -10,9 +9,10 @@ import pytest
 from PIL import Image as pillow
 
 from softmoe import experiment as experiment_lib
-from softmoe.errors import Diverged, UserError
+from softmoe.errors import Diverged, UserError, WriteFailed
 from softmoe.runs import checkpoint
 from softmoe.runs import state as state_lib
+from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
 from softmoe.training import step as step_lib
 
@@ -41,6 +41,7 @@ def test_workdir_holds_all_of_a_run(finished):
   events = {name for name in names if name.startswith('events.out.tfevents.')}
   assert len(events) == 1
   assert names - events == {
+    '.lock',
     'config.json',
     'params.txt',
     'metrics.jsonl',
@@ -200,16 +201,126 @@ def test_checkpoints_of_another_experiment_are_refused(
   assert contents(workdir) == before
 
 
-@pytest.mark.parametrize('file', ['metrics/metrics', 'state/_METADATA'])
-def test_a_damaged_checkpoint_is_one_clear_error(copied, one_device, file):
+def flip(path):
+  """Flips the lowest bit of the byte in the middle."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+FILES = ['metrics/metrics', 'state/_METADATA', 'state/ocdbt.process_0/d/*']
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_a_flipped_bit_in_a_checkpoint_is_found(copied, one_device, file):
   workdir, config = copied
   (path,) = (workdir / 'checkpoints' / '8').glob(file)
-  os.truncate(path, path.stat().st_size // 2)
+  flip(path)
   before = contents(workdir)
-  with pytest.raises(UserError, match='checkpoint') as error:
+  expected = f'{path.parent.name}/{path.name}: not as written.*before it is 6'
+  with pytest.raises(UserError, match=expected) as error:
     loop.train(config, workdir)
   assert '\n' not in str(error.value)
   assert contents(workdir) == before
+
+
+def test_a_damaged_checkpoint_is_skipped_where_asked(
+  finished, copied, one_device, capsys
+):
+  """The run ends with the same numbers; the damaged one stays, aside."""
+  workdir, config = copied
+  (path,) = (workdir / 'checkpoints' / '8').glob('state/ocdbt.process_0/d/*')
+  flip(path)
+  content = path.read_bytes()
+  result = loop.train(config, workdir, skip_damaged=True)
+  assert result['loss'] == finished[2]['loss']
+  err = capsys.readouterr().err
+  assert 'is damaged: now 8.damaged' in err and 'at step 6' in err
+  aside = workdir / 'checkpoints' / '8.damaged'
+  assert aside.joinpath(*path.parts[-4:]).read_bytes() == content
+
+
+def test_a_second_start_is_refused(copied, one_device, tmp_path):
+  workdir, config = copied
+  before = contents(workdir)
+  with workdir_lib.held(workdir, config):
+    with pytest.raises(UserError, match='--workdir.*no other process'):
+      loop.train(config, workdir)
+    assert contents(workdir) == before
+  loop.train(config, workdir)
+
+
+def test_lost_metrics_and_a_reset_optimizer_are_told(
+  copied, one_device, capsys, monkeypatch
+):
+  workdir, config = copied
+  (workdir / 'metrics.jsonl').unlink()
+  restore = state_lib.restore_or_init
+
+  def reset(*args):
+    state = restore(*args)
+    fresh = jax.tree.map(lambda x: x * 0, state['opt_state'])
+    return state | {'opt_state': fresh}
+
+  monkeypatch.setattr(state_lib, 'restore_or_init', reset)
+  loop.train(config, workdir)
+  err = capsys.readouterr().err
+  assert 'warning: metrics.jsonl is missing: the metrics up to step 8' in err
+  assert 'count of checkpoint 8 is 0: it was reset' in err
+
+
+def test_a_checkpoint_of_before_checksums_loads_with_a_warning(
+  copied, one_device, capsys
+):
+  workdir, config = copied
+  (workdir / 'checkpoints' / '8' / 'checksums.json').unlink()
+  loop.train(config, workdir)
+  err = capsys.readouterr().err
+  assert err.count('warning: ') == 1
+  assert '8 has no checksums: unchecked' in err
+
+
+def test_a_link_in_a_workdir_is_not_written_through(copied, one_device):
+  workdir, config = copied
+  precious = workdir.parent / 'precious.txt'
+  precious.write_text('precious')
+  for name in ('params.txt', 'config.json', 'metrics.jsonl'):
+    link = workdir / name
+    if name == 'params.txt':
+      link.unlink()
+      link.symlink_to(precious)
+    else:
+      moved = link.rename(workdir.parent / name)
+      link.symlink_to(moved)
+  before = (workdir.parent / 'metrics.jsonl').read_bytes()
+  loop.train(config, workdir)
+  assert precious.read_text() == 'precious'
+  assert 'router/phi' in (workdir / 'params.txt').read_text()
+  assert (workdir.parent / 'metrics.jsonl').read_bytes() == before
+
+
+def test_a_workdir_that_is_deleted_ends_the_run(
+  finished, tmp_path, one_device, monkeypatch
+):
+  """It is not made anew, without what was in it."""
+  config, workdir = finished[1], tmp_path / 'run'
+  make = step_lib.make_train_step
+
+  def make_deleting(experiment):
+    train_step = make(experiment)
+
+    def deleting(state, batch):
+      if state['step'] == 4:
+        workdir.rename(tmp_path / 'gone')
+      return train_step(state, batch)
+
+    deleting.trace = train_step.trace
+    return deleting
+
+  monkeypatch.setattr(step_lib, 'make_train_step', make_deleting)
+  with pytest.raises(WriteFailed, match=r'checkpoints/\d could not be written'):
+    loop.train(config, workdir)
+  assert not workdir.exists()
 
 
 def test_a_corrupt_result_is_one_clear_error(copied):

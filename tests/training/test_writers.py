@@ -2,12 +2,15 @@
 
 import json
 import math
+import pathlib
 import struct
 
 import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
+from softmoe.errors import WriteFailed
+from softmoe.runs import disk
 from softmoe.training import writers
 
 
@@ -118,9 +121,29 @@ def test_without_resume_step_nothing_is_dropped(tmp_path):
   assert [row['step'] for row in read_lines(tmp_path)] == [1, 2]
 
 
+def test_a_full_disk_is_told_to_whoever_writes(tmp_path):
+  """Of the events too, which once a thread of their own wrote."""
+  for number, name in enumerate(['metrics.jsonl', 'events.out.tfevents']):
+    writer = writers.MetricWriter(tmp_path)
+    file = (writer._lines, writer._events)[number]
+    file._file.close()
+    file._file = disk.Log(pathlib.Path('/dev/full'))._file
+    with pytest.raises(WriteFailed, match=f'{name}.*No space left on device'):
+      for step in range(100):
+        writer.write_scalars(step, {'loss': 1.0})
+    writer.close()
+
+
+def test_binary_rubbish_is_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe\0\n')
+  writers.MetricWriter(tmp_path, resume_step=2).close()
+  assert read_lines(tmp_path) == [{'step': 1, 'loss': 0.5}]
+
+
 def test_disabled_writer_touches_nothing(tmp_path):
   writer = writers.MetricWriter(tmp_path / 'workdir', enabled=False)
   writer.write_scalars(1, {'loss': 0.5})
-  writer.flush()
+  writer.sync()
   writer.close()
   assert not list(tmp_path.iterdir())
