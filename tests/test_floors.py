@@ -18,6 +18,7 @@ FLOORS = (
   ('models',),
   ('moe', 'data', 'optim'),
   ('sharding', 'config', 'process'),
+  ('ranges',),
   ('errors',),
 )
 HEIGHT = {room: -i for i, floor in enumerate(FLOORS) for room in floor}

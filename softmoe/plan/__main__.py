@@ -4,7 +4,7 @@ python -m softmoe.plan --config=configs/jft4b.py:soft-h14 --target=v5p:8x8x4
 """
 
 import json
-import pathlib
+import math
 import sys
 
 from absl import flags
@@ -29,6 +29,11 @@ _CACHE = flags.DEFINE_string(
 flags.register_validator(
   _CONFIG, lambda config: config and 'steps' in config, 'give --config=FILE'
 )
+flags.register_validator(
+  _COMPARE,
+  lambda config: config is None or 'steps' in config,
+  'give --compare=FILE',
+)
 flags.register_validator(_TARGET, bool, 'give --target=SLICE, such as cpu:8')
 
 
@@ -40,11 +45,11 @@ def main() -> None:
   from softmoe.plan import compiling, estimate, report, suggest, targets
 
   jax.config.update('jax_platforms', 'cpu')  # nothing runs on anything else
-  kind, _, count = _TARGET.value.partition(':')
-  if kind == 'cpu' and count.isdigit():
-    jax.config.update('jax_num_cpu_devices', max(int(count), 1))
+  kind, shape = targets.parse(_TARGET.value)
+  if kind == 'cpu':
+    jax.config.update('jax_num_cpu_devices', math.prod(shape))
   target = targets.open_target(_TARGET.value)
-  cache = pathlib.Path(_CACHE.value or compiling.default_cache()).expanduser()
+  cache = compiling.open_cache(_CACHE.value)
   configs = [
     experiment_lib.parse(c.value) for c in (_CONFIG, _COMPARE) if c.value
   ]

@@ -40,7 +40,7 @@ def load(arguments: Sequence[str]) -> Any:
   Raises:
     UserError: one of them is wrong.
   """
-  argv, values = ['', *arguments], flags.FlagValues()
+  argv, values = ['', *last_of_each(arguments)], flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', None, flag_values=values, sys_argv=argv
   )
@@ -52,6 +52,20 @@ def load(arguments: Sequence[str]) -> Any:
     given = ' '.join(arguments)
     raise UserError('config', given, explain(e)) from e
   return values.config
+
+
+def last_of_each(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments without those whose config field is given again.
+
+  A tuple would be all of its values, one behind the other.
+  """
+  fields = [a.partition('=')[0] if '=' in a else '' for a in arguments]
+  last = {field: i for i, field in enumerate(fields)}
+  return [
+    argument
+    for i, (argument, field) in enumerate(zip(arguments, fields, strict=True))
+    if '.' not in field or last[field] == i
+  ]
 
 
 def explain(error: Exception) -> str:

@@ -25,6 +25,9 @@ from softmoe.errors import (
 )
 from softmoe.process import config_flag
 
+MOST_DEVICES = 1024  # of one CPU: JAX makes threads for each of them
+_WEEK = 7 * 24 * 3600  # seconds
+_LESS = 'of which a smaller batch, more devices or model.remat need less'
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -33,6 +36,7 @@ _CPU_DEVICES = flags.DEFINE_integer(
   'Number of devices that the CPU shows itself as; 0: the largest power of two '
   'that is not above the number of cores.',
   lower_bound=0,
+  upper_bound=MOST_DEVICES,
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -46,13 +50,18 @@ _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this one is, from 0.'
 )
 _JOIN_SECONDS = flags.DEFINE_integer(
-  'join_seconds', 300, 'How long to wait for the other processes at the start.'
+  'join_seconds',
+  300,
+  'How long to wait for the other processes at the start.',
+  lower_bound=1,
+  upper_bound=_WEEK,
 )
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
   'heartbeat_seconds',
   30,
   'A process that is silent for so long is dead, and the others end.',
   lower_bound=5,
+  upper_bound=_WEEK,
 )
 
 
@@ -110,7 +119,7 @@ def cores() -> list[int]:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; one that is wrong ends the process."""
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(config_flag.last_of_each(argv))
   except config_flag.ERRORS as e:
     _fail(config_flag.explain(e), BAD_INPUT)
   if rest[1:]:
@@ -136,8 +145,16 @@ def guard(main: Callable[[], Any]) -> None:
     peers.leave()
     sys.exit(STOPPED)
   except Exception as e:
+    if _is_out_of_memory(e):
+      peers.end(BAD_INPUT, f'out of memory, {_LESS} ({str(e).splitlines()[0]})')
     traceback.print_exc()
     peers.end(FAILED, f'{type(e).__name__}: {e}')
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  """Tells whether the memory of the host or of a device was too small."""
+  text = str(error)
+  return isinstance(error, MemoryError) or text.startswith('RESOURCE_EXHAUSTED')
 
 
 def _be_main(module: str) -> None:

@@ -35,6 +35,7 @@ _FREE = (
   'data.threads',
   'data.prefetch',
   'data.eval_batch_size',
+  'data.max_pixels',
 )
 
 

@@ -9,6 +9,7 @@ import sys
 
 from softmoe.errors import UserError
 from softmoe.process import launch
+from softmoe.tables import options as options_lib
 
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
@@ -22,9 +23,14 @@ TABLES = {
 
 def main(argv: list[str]) -> None:
   """Makes the table that the arguments name."""
-  name = argv[0] if argv else ''
+  parser = options_lib.Parser('TABLE ...', __doc__.splitlines()[0])
+  names = f'one of {sorted(TABLES)}'
+  parser.add_argument(
+    'name', metavar='TABLE', nargs='?', default='', help=names
+  )
+  name = parser.parse_args(argv[:1]).name
   if name not in TABLES:
-    raise UserError('TABLE', name, f'one of {sorted(TABLES)}')
+    raise UserError('TABLE', name, names)
   module, function = TABLES[name].split(':')
   getattr(importlib.import_module(module), function)(argv[1:])
 

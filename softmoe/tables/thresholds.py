@@ -16,7 +16,7 @@ from typing import Any
 from jax import numpy as jnp
 
 from softmoe.costs import flops
-from softmoe.errors import UserError
+from softmoe.errors import UserError, naming
 from softmoe.process import arguments, launch
 from softmoe.runs import load
 from softmoe.tables import curves, markdown
@@ -55,6 +55,8 @@ def check(thresholds: list[float], plot: str = '') -> None:
       raise UserError('--thresholds', t, 'above 0, at most 1')
   if plot and pathlib.Path(plot).exists():
     raise UserError('--plot', plot, 'a new file')
+  if plot:
+    curves.check_output('--plot', plot)
 
 
 def evaluate(
@@ -82,7 +84,8 @@ def evaluate(
 
   def at(t: float) -> dict[str, Any]:
     options = {'threshold': jnp.float32(t)}
-    over_split(params, split, options)
+    with naming({'split': '--split'}):
+      over_split(params, split, options)
     start = time.perf_counter()
     found = over_split(params, split, options)
     seconds = time.perf_counter() - start
@@ -123,4 +126,4 @@ def draw(output: str, rows: list[dict[str, float]]) -> None:
       axis.annotate(f't = {row["threshold"]:g}', at, fontsize=8)
     axis.set(xlabel=title, ylabel=_BETTER)
     axis.grid(alpha=0.3)
-  figure.savefig(output, dpi=120)
+  curves.save(figure, '--plot', output)
