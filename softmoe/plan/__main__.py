@@ -49,10 +49,10 @@ def main() -> None:
   if kind == 'cpu':
     jax.config.update('jax_num_cpu_devices', math.prod(shape))
   target = targets.open_target(_TARGET.value)
-  cache = compiling.open_cache(_CACHE.value)
   configs = [
     experiment_lib.parse(c.value) for c in (_CONFIG, _COMPARE) if c.value
   ]
+  cache = compiling.open_cache(_CACHE.value)
   reports = [estimate.estimate(c, target, cache=cache) for c in configs]
   for config, each in zip(configs, reports, strict=True):
     if _SUGGEST.value and not each['train']['memory']['fits']:

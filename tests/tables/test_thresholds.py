@@ -71,3 +71,10 @@ def test_a_picture_is_not_overwritten(tmp_path):
   path.touch()
   with pytest.raises(UserError, match='a new file'):
     thresholds.check([0.5], str(path))
+
+
+def test_a_picture_that_cannot_be_written_is_refused_at_once(tmp_path):
+  pytest.importorskip('matplotlib')
+  for name in ('plot.xyz', 'plot', 'no/folder.png'):
+    with pytest.raises(UserError, match='--plot: got'):
+      thresholds.check([0.5], str(tmp_path / name))

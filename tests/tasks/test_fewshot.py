@@ -87,7 +87,7 @@ def test_it_is_off_without_a_source(tiny):
 
 def test_what_cannot_be_read_shows_before_training(tiny):
   experiment = build(tiny, fewshot__test_split='valid')
-  with pytest.raises(UserError, match="split: got 'valid'"):
+  with pytest.raises(UserError, match="config.fewshot.test_split: got 'valid'"):
     _ = experiment.evaluators
 
 

@@ -174,7 +174,6 @@ def test_draws():
   ('changes', 'field'),
   [
     ({'model': {'vocab_size': 100}}, 'config.model.vocab_size'),
-    ({'sample': language.SampleConfig(tokens=-1)}, 'config.sample.tokens'),
     ({'data': {'tokenizer': 'words'}}, 'config.data.tokenizer'),
   ],
 )

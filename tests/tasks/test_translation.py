@@ -146,15 +146,3 @@ def test_scores():
   found = scores.corpus(['one two three four', 'six'], pairs)
   assert found['bleu/de'] == pytest.approx(100)
   assert found['chrf/ru'] < found['chrf'] < found['chrf/de'] == 100
-
-
-@pytest.mark.parametrize(
-  ('changes', 'field'),
-  [
-    ({'label_smoothing': 1.0}, 'config.label_smoothing'),
-    ({'search': translation.SearchConfig(beam=-1)}, 'config.search.beam'),
-  ],
-)
-def test_bad_fields(config_of, changes, field):
-  with pytest.raises(UserError, match=field):
-    translation.Translation(config_of(**changes))
