@@ -104,6 +104,8 @@ def parse(config: ml_collections.ConfigDict | dict) -> config_lib.Config:
       type or is out of its range.
   """
   name: Any = config.get('task', config_lib.Config.task)
+  if not isinstance(name, str):
+    raise UserError('config.task', name, 'a value of type str')
   return config_lib.parse(config, registry.find(name).Config)
 
 

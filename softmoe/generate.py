@@ -59,8 +59,8 @@ def main() -> None:
     generation.check(how)
   experiment, _, params = load.restore(_WORKDIR.value, _STEP.value, _MESH.value)
   model = nnx.merge(experiment.graphdef, params)
-  prompt = {'prompt': '--input' if _INPUT.value else '--prompt'}
-  with naming(prompt):
+  prompt = '--input' if _INPUT.value else '--prompt'
+  with naming({'prompt': prompt, 'length': '--tokens'}):
     written = experiment.task.write(model, prompts, how)
   if _OUTPUT.value:
     # A line is one prompt's, whatever it holds.

@@ -29,11 +29,6 @@ _CACHE = flags.DEFINE_string(
 flags.register_validator(
   _CONFIG, lambda config: config and 'steps' in config, 'give --config=FILE'
 )
-flags.register_validator(
-  _COMPARE,
-  lambda config: config is None or 'steps' in config,
-  'give --compare=FILE',
-)
 flags.register_validator(_TARGET, bool, 'give --target=SLICE, such as cpu:8')
 
 

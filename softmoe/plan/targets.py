@@ -25,7 +25,7 @@ _FORM = (
   f"'v5p:8x8x4' or another TPU slice ({_NAMES}), 'h100:8', 'h100:4x8' (hosts x "
   "GPUs) or 'cpu:8'"
 )
-_MOST_CHIPS = 16_384
+_MOST_GPUS = 16_384
 # What XLA's GPU compiler must know of a device that is not here. NVIDIA H100
 # Tensor Core GPU architecture white paper, and CUDA's device query of the SXM.
 _H100 = """
@@ -89,10 +89,14 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   if not match:
     raise UserError('--target', name, _FORM)
   kind, shape = match[1], tuple(map(int, match[2].split('x')))
-  most = launch.MOST_DEVICES if kind == 'cpu' else _MOST_CHIPS
+  if kind == 'cpu':
+    _check_number(name, shape, launch.MOST_DEVICES)
+  return kind, shape
+
+
+def _check_number(name: str, shape: tuple[int, ...], most: int) -> None:
   if not 1 <= math.prod(shape) <= most:
     raise UserError('--target', name, f'1 to {most:,} devices')
-  return kind, shape
 
 
 def open_target(name: str) -> Target:
@@ -138,6 +142,7 @@ def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
 def _gpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
   if len(shape) > 2:
     raise UserError('--target', name, "'h100:8' or 'h100:4x8' (hosts x GPUs)")
+  _check_number(name, shape, _MOST_GPUS)
   version = _version('jax-cuda12-plugin', name, 'plan-cuda')
   hosts, gpus = shape if len(shape) == 2 else (1, *shape)
   topology = f'1x{hosts}x{gpus}'

@@ -47,7 +47,6 @@ def load(arguments: Sequence[str]) -> Any:
   values['config'].parser = _Parser('config')
   try:
     values(argv)
-    values.config.get('steps')  # an unreadable file shows at the first look
   except ERRORS as e:
     given = ' '.join(arguments)
     raise UserError('config', given, explain(e)) from e
@@ -80,8 +79,6 @@ def explain(error: Exception) -> str:
   else:
     text = str(error)
   lines = text.splitlines()
-  if isinstance(error, (OSError, SyntaxError)):
-    return f'--config: {lines[-1]}'
   # Of several lines the middle ones are a traceback.
   return ' '.join(lines[:1] + lines[1:][-1:])
 
@@ -121,4 +118,10 @@ def folder() -> pathlib.Path:
 
 class _Parser(config_flags.ConfigFileFlagParser):
   def parse(self, path: str) -> Any:
-    return super().parse(find(self.name, path))
+    try:
+      config = super().parse(find(self.name, path))
+      config.get('steps')  # an unreadable file shows at the first look
+    except (OSError, SyntaxError) as e:
+      problem = str(e).splitlines()[-1]
+      raise UserError(f'--{self.name}', path, problem) from e
+    return config

@@ -118,6 +118,8 @@ def cores() -> list[int]:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; one that is wrong ends the process."""
+  for argument in argv:
+    _check_text(argument)
   try:
     rest = flags.FLAGS(config_flag.last_of_each(argv))
   except config_flag.ERRORS as e:
@@ -125,6 +127,14 @@ def parse_flags(argv: list[str]) -> list[str]:
   if rest[1:]:
     _fail(f'{rest[1]!r} is no flag; flags look like --name=value', BAD_INPUT)
   return rest
+
+
+def _check_text(argument: str) -> None:
+  """Ends the process if an argument is no text: libraries hang on such paths."""
+  try:
+    argument.encode()
+  except UnicodeEncodeError:
+    _fail(f'{argument!r} has bytes that are not UTF-8', BAD_INPUT)
 
 
 def guard(main: Callable[[], Any]) -> None:

@@ -8,8 +8,7 @@ import signal
 import sys
 
 from softmoe.errors import UserError
-from softmoe.process import launch
-from softmoe.tables import options as options_lib
+from softmoe.process import arguments, launch
 
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
@@ -23,12 +22,10 @@ TABLES = {
 
 def main(argv: list[str]) -> None:
   """Makes the table that the arguments name."""
-  parser = options_lib.Parser('TABLE ...', __doc__.splitlines()[0])
   names = f'one of {sorted(TABLES)}'
-  parser.add_argument(
-    'name', metavar='TABLE', nargs='?', default='', help=names
-  )
-  name = parser.parse_args(argv[:1]).name
+  parser = arguments.Parser('softmoe.tables', 'What the paper and runs say.')
+  parser.add_argument('table', nargs='?', default='', help=names)
+  name = parser.parse_args(argv[:1]).table
   if name not in TABLES:
     raise UserError('TABLE', name, names)
   module, function = TABLES[name].split(':')

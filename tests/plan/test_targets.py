@@ -34,7 +34,6 @@ def test_a_name_that_is_none_says_what_one_looks_like(name):
     ('cpu:1000000', '1,024'),
     ('h100:0', '16,384'),
     ('h100:0x8', '16,384'),
-    ('v5p:0x4x4', '16,384'),
     ('h100:99999x8', '16,384'),
   ],
 )
