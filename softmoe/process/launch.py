@@ -25,7 +25,7 @@ from softmoe.errors import (
 )
 from softmoe.process import config_flag
 
-MOST_DEVICES = 1024  # of one CPU: JAX makes threads for each of them
+MOST_DEVICES = 256  # of one CPU: JAX makes a thread for each of them
 _WEEK = 7 * 24 * 3600  # seconds
 _LESS = 'of which a smaller batch, more devices or model.remat need less'
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
@@ -130,7 +130,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _check_text(argument: str) -> None:
-  """Ends the process if an argument is no text: libraries hang on such paths."""
+  """Ends the process if an argument is no text: a save to such a path hangs."""
   try:
     argument.encode()
   except UnicodeEncodeError:

@@ -98,6 +98,7 @@ def test_loss_is_a_mean_over_tokens(config_of):
   experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
   params = jax.jit(experiment.init_params)()
   found = experiment.evaluate(params, 'train[:5]')
+  assert {*experiment.task.ratings()} <= {*found}
   model = nnx.merge(experiment.graphdef, params)
   losses, num_bytes = [], 0
   tokenizer = experiment.task.tokenizer

@@ -109,6 +109,7 @@ def test_run_scores_and_translates(config_of, folder, tmp_path):
   config = config_of(search=search, mesh='data:2,expert:4')
   result = loop.train(config, tmp_path / 'run')
   assert {'bleu', 'chrf/2en', 'bleu/2de', 'perplexity'} <= {*result}
+  assert {*translation.Translation(config).ratings()} <= {*result}
   assert result['perplexity'] == pytest.approx(np.exp(result['cross_entropy']))
   assert 'nw:2' in result['notes']['chrf']
   experiment, _, params = load.restore(tmp_path / 'run')
