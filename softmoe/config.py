@@ -146,7 +146,7 @@ def check(config: Any, path: str = 'config') -> None:
     path: of that branch, such as 'config.data'.
   """
   for field, value, hint in numbers(config, type(config), path):
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
       raise UserError(field, value, 'a finite number')
     for allowed in getattr(hint, '__metadata__', ()):
       if value not in allowed:

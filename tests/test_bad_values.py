@@ -149,6 +149,7 @@ TOGETHER = (
     },
   ),
   ('seed', {'seed': 2**64}),
+  ('seed', {'seed': 10**400}),
   (
     'optimizer.weight_decay[0][1]',
     {'optimizer.weight_decay': (('.*', 1e400),)},

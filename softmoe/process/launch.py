@@ -156,7 +156,8 @@ def guard(main: Callable[[], Any]) -> None:
     sys.exit(STOPPED)
   except Exception as e:
     if _is_out_of_memory(e):
-      peers.end(BAD_INPUT, f'out of memory, {_LESS} ({str(e).splitlines()[0]})')
+      problem = f'{type(e).__name__}: {e}'.splitlines()[0]
+      peers.end(BAD_INPUT, f'out of memory, {_LESS} ({problem})')
     traceback.print_exc()
     peers.end(FAILED, f'{type(e).__name__}: {e}')
 

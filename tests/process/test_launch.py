@@ -130,6 +130,7 @@ def test_a_stop_signal_is_noted_and_a_second_one_kills():
 @pytest.mark.parametrize(
   'error',
   [
+    MemoryError(),
     MemoryError('Unable to allocate 9 TiB'),
     RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'),
   ],
