@@ -200,6 +200,7 @@ def test_too_long_for_learned_positions(config_of):
     (['--input={}/binary'], 'a UTF-8 text file'),
     (['--input={}/empty'], 'a file with lines'),
     (['--input={}/there', '--prompt=one'], 'nothing beside --input'),
+    (['--temperature=inf'], '--temperature: got inf; finite'),
   ],
 )
 def test_generate_refuses_bad_flags(tmp_path, environment, flags, message):
