@@ -4,21 +4,32 @@ A config file starts from `default()`, an ml_collections `ConfigDict`, and
 changes what its experiment needs. `parse` checks the result once, names any
 field that is wrong, and returns the dataclasses that the rest of the package
 works with. What is special to a task is in a dataclass of its own, which
-extends `Config`: see `softmoe.tasks`. Empty tuples, empty strings and zeros
-mean "off"; no field is None, so that every field can be overridden on the
-command line.
+extends `Config`: see `softmoe.tasks`. Every number says its range beside its
+type (`softmoe.ranges`). Empty tuples, empty strings and zeros mean "off"; no
+field is None, so that every field can be overridden on the command line.
 """
 
 import dataclasses
 import difflib
+import functools
 import importlib
-import types
+import math
 import typing
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import ml_collections
 
 from softmoe.errors import UserError
+from softmoe.ranges import (
+  AMOUNT,
+  COUNT,
+  SHARE,
+  SIZE,
+  STEP,
+  STEP_OR_OFF,
+  Range,
+)
 
 ConfigType = typing.TypeVar('ConfigType', bound='Config')
 
@@ -30,10 +41,12 @@ class DataConfig:
   source: str = ''
   train_split: str = 'train'
   eval_split: str = 'test'
-  batch_size: int = 128  # examples, of all devices
-  eval_batch_size: int = 512  # examples, of all devices
-  threads: int = 4  # that read and transform examples
-  prefetch: int = 2  # batches placed on the devices ahead of the step
+  batch_size: Annotated[int, SIZE] = 128  # examples, of all devices
+  eval_batch_size: Annotated[int, SIZE] = 512  # examples, of all devices
+  # That read and transform examples.
+  threads: Annotated[int, Range(0, 1024)] = 4
+  # Batches that are placed on the devices ahead of the step.
+  prefetch: Annotated[int, Range(0, 1024)] = 2
   # Of the data, where the source has one: a run fills it in, and keeps to it.
   fingerprint: str = ''
 
@@ -43,9 +56,9 @@ class ScheduleConfig:
   """Learning rate over steps; every length is in steps."""
 
   name: str = 'rsqrt'  # 'rsqrt', 'cosine' or 'constant'
-  warmup: int = 0
-  timescale: int = 10_000  # 'rsqrt' only
-  cooldown: int = 0  # linear to zero at the end
+  warmup: Annotated[int, STEP_OR_OFF] = 0
+  timescale: Annotated[int, STEP] = 10_000  # 'rsqrt' only
+  cooldown: Annotated[int, STEP_OR_OFF] = 0  # linear to zero at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +66,14 @@ class OptimizerConfig:
   """The optimizer, by name, and what is decayed, by parameter path."""
 
   name: str = 'adamw'  # 'adam', 'adamw', 'adafactor' or 'sgd'
-  learning_rate: float = 1e-3
-  b1: float = 0.9
-  b2: float = 0.999
-  momentum: float = 0.9  # 'sgd' only
+  learning_rate: Annotated[float, Range(0, 1000)] = 1e-3
+  b1: Annotated[float, SHARE] = 0.9
+  b2: Annotated[float, SHARE] = 0.999
+  momentum: Annotated[float, SHARE] = 0.9  # 'sgd' only
   # (regex, rate) pairs; the first that matches a whole parameter path wins.
-  weight_decay: tuple[tuple[str, float], ...] = ()
-  clip_norm: float = 0.0  # global gradient norm; 0: off
-  accumulate: int = 1  # micro-batches a step
+  weight_decay: tuple[tuple[str, Annotated[float, Range(0, 1000)]], ...] = ()
+  clip_norm: Annotated[float, AMOUNT] = 0.0  # global gradient norm; 0: off
+  accumulate: Annotated[int, SIZE] = 1  # micro-batches a step
   schedule: ScheduleConfig = ScheduleConfig()
 
 
@@ -68,10 +81,13 @@ class OptimizerConfig:
 class CheckpointConfig:
   """What is kept in `workdir/checkpoints`; 0 turns a rule off."""
 
-  every: int = 1000  # steps between saves; the last step is always saved
-  keep_last: int = 2  # at least 1, so that a run can go on
-  keep_every: int = 0  # also keep every step divisible by this
-  keep_best: int = 1  # also keep this many with the best metric
+  # Steps between saves; the last step is always saved.
+  every: Annotated[int, STEP_OR_OFF] = 1000
+  keep_last: Annotated[int, SIZE] = 2  # at least 1, so that a run can go on
+  # Also keep every step that is divisible by this.
+  keep_every: Annotated[int, STEP_OR_OFF] = 0
+  # Also keep this many with the best metric.
+  keep_best: Annotated[int, COUNT] = 1
   best_metric: str = 'accuracy'  # a name with 'loss' in it: lowest is best
 
 
@@ -81,17 +97,18 @@ class Config:
 
   name: str = 'experiment'
   task: str = 'classification'  # or 'my_module:MyTask'
-  seed: int = 0
-  steps: int = 1000
+  seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # JAX reads 32 bits
+  steps: Annotated[int, STEP] = 1000
   # What it starts from: 'WORKDIR[@STEP]' of a run, or a weights file; see
   # docs/weights.md.
   init: str = ''
   init_head: str = 'keep'  # or 'reset': as in a run without `init`
   init_allow: str = ''  # regex of names that one side has and the other lacks
-  ema: float = 0.0  # decay of the weight average that is evaluated; 0: off
+  # Decay of the weight average that is evaluated; 0: off.
+  ema: Annotated[float, SHARE] = 0.0
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
-  log_every: int = 50
-  eval_every: int = 0  # steps; 0: at the end only
+  log_every: Annotated[int, STEP] = 50
+  eval_every: Annotated[int, STEP_OR_OFF] = 0  # steps; 0: at the end only
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -114,11 +131,50 @@ def parse(
   """Returns the checked, frozen form of a config, an instance of `cls`.
 
   Raises:
-    UserError: a key is unknown or a value has the wrong type.
+    UserError: a key is unknown, or a value has the wrong type or is out of its
+      range.
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  return _parse(cls, config, '')
+  parsed = _parse(cls, config, '')
+  check(parsed)
+  return parsed
+
+
+def check(config: Any, path: str = 'config') -> None:
+  """Raises a UserError that names the first number out of its range.
+
+  Args:
+    config: `Config`, or the dataclass of one of its branches.
+    path: of that branch, such as 'config.data'.
+  """
+  for field, value, hint in numbers(config, type(config), path):
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(field, value, 'a finite number')
+    for allowed in getattr(hint, '__metadata__', ()):
+      if value not in allowed:
+        raise UserError(field, value, str(allowed))
+
+
+def numbers(
+  value: Any, hint: Any, path: str
+) -> Iterator[tuple[str, int | float, Any]]:
+  """Yields path, value and type hint of every number in a config's field."""
+  if dataclasses.is_dataclass(value):
+    for name, inner in hints(type(value)).items():
+      yield from numbers(getattr(value, name), inner, f'{path}.{name}')
+  elif isinstance(value, (tuple, list)):
+    inner = _of_items(hint, value)
+    for i, (item, each) in enumerate(zip(value, inner, strict=True)):
+      yield from numbers(item, each, f'{path}[{i}]')
+  elif isinstance(value, int | float) and not isinstance(value, bool):
+    yield path, value, hint
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+  """Returns the types of a dataclass's fields, ranges of numbers with them."""
+  return typing.get_type_hints(cls, include_extras=True)
 
 
 def load(field: str, name: str) -> Any:
@@ -164,14 +220,14 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _parse(cls: type, values: dict[str, Any], prefix: str) -> Any:
-  hints = typing.get_type_hints(cls)
+  known = hints(cls)
   for key in values:
-    if key not in hints:
+    if key not in known:
       raise UserError(
-        f'config.{prefix}{key}', values[key], _suggest(key, hints)
+        f'config.{prefix}{key}', values[key], _suggest(key, known)
       )
   return cls(
-    **{k: _convert(hints[k], v, prefix + k) for k, v in values.items()}
+    **{k: _convert(known[k], v, prefix + k) for k, v in values.items()}
   )
 
 
@@ -183,26 +239,48 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
   """Returns `value` as the type `hint`, or raises naming the field."""
-  if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-    return _parse(typing.cast(type, hint), value, path + '.')
-  if typing.get_origin(hint) is tuple and isinstance(value, (tuple, list)):
-    return _convert_tuple(typing.get_args(hint), value, path)
-  if hint is float and type(value) is int:
-    return float(value)
-  if hint is Any or type(value) is hint:
+  plain = _plain(hint)
+  if dataclasses.is_dataclass(plain) and isinstance(value, dict):
+    return _parse(typing.cast(type, plain), value, path + '.')
+  if typing.get_origin(plain) is tuple and isinstance(value, (tuple, list)):
+    return _convert_tuple(plain, value, path)
+  if plain is float and type(value) is int:
+    return _float(value, path)
+  if plain is Any or type(value) is plain:
     return value
   raise UserError(f'config.{path}', value, f'a value of type {_name(hint)}')
 
 
-def _convert_tuple(args: tuple, value: tuple | list, path: str) -> tuple:
-  hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
-  if len(hints) != len(value):
-    raise UserError(f'config.{path}', value, f'{len(hints)} values')
+def _convert_tuple(hint: Any, value: tuple | list, path: str) -> tuple:
+  inner = _of_items(hint, value)
+  if len(inner) != len(value):
+    raise UserError(f'config.{path}', value, f'{len(inner)} values')
   return tuple(
-    _convert(hint, item, f'{path}[{i}]')
-    for i, (hint, item) in enumerate(zip(hints, value, strict=True))
+    _convert(each, item, f'{path}[{i}]')
+    for i, (each, item) in enumerate(zip(inner, value, strict=True))
   )
 
 
+def _float(value: int, path: str) -> float:
+  try:
+    return float(value)
+  except OverflowError as e:
+    raise UserError(f'config.{path}', value, 'a smaller number') from e
+
+
+def _of_items(hint: Any, value: tuple | list) -> list[Any]:
+  """Returns the type of each item of a tuple."""
+  args = typing.get_args(hint) or (Any, ...)
+  return [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+
+
+def _plain(hint: Any) -> Any:
+  """Returns a type without the range that is written beside it."""
+  return hint.__origin__ if typing.get_origin(hint) is Annotated else hint
+
+
 def _name(hint: Any) -> str:
-  return str(hint) if isinstance(hint, types.GenericAlias) else hint.__name__
+  hint = _plain(hint)
+  if typing.get_origin(hint) is not tuple:
+    return '...' if hint is Ellipsis else hint.__name__
+  return f'tuple[{", ".join(map(_name, typing.get_args(hint)))}]'

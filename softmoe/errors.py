@@ -1,6 +1,8 @@
 """Every exception that ends a run in good order, and every exit code."""
 
+import contextlib
 import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 FAILED = 1  # a run that diverged, gave up or could not write; a flaw of ours
@@ -29,6 +31,21 @@ class UserError(ValueError):
     """Returns the error of a config's field such as 'data.batch_size'."""
     given = operator.attrgetter(field)(config)
     return cls(f'config.{field}', given, expected)
+
+
+@contextlib.contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+  """Names what the user wrote where a UserError names what was made of it.
+
+  Args:
+    names: from the field of an error to the config field or flag behind it.
+  """
+  try:
+    yield
+  except UserError as e:
+    if e.field not in names:
+      raise
+    raise UserError(names[e.field], e.given, e.expected) from e
 
 
 class Diverged(Exception):

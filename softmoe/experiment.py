@@ -101,10 +101,12 @@ def parse(config: ml_collections.ConfigDict | dict) -> config_lib.Config:
   """Returns the checked, frozen form of a config: the dataclass of its task.
 
   Raises:
-    UserError: there is no such task, a key is unknown or a value has the wrong
-      type.
+    UserError: there is no such task, a key is unknown, or a value has the wrong
+      type or is out of its range.
   """
   name: Any = config.get('task', config_lib.Config.task)
+  if not isinstance(name, str):
+    raise UserError('config.task', name, 'a value of type str')
   return config_lib.parse(config, registry.find(name).Config)
 
 
@@ -124,7 +126,9 @@ def with_fingerprint(config: config_lib.Config) -> config_lib.Config:
 
 
 def build(
-  config: config_lib.Config, devices: Sequence[jax.Device] | None = None
+  config: config_lib.Config,
+  devices: Sequence[jax.Device] | None = None,
+  training: bool = True,
 ) -> Experiment:
   """Returns the experiment and puts its mesh in force.
 
@@ -135,16 +139,18 @@ def build(
   Args:
     config: the checked config.
     devices: what the mesh covers; None: all devices.
+    training: whether the devices have to divide a batch of training, too.
 
   Raises:
     UserError: a field of the config is wrong by itself or beside another.
   """
+  config_lib.check(config)
   task = registry.find(config.task)(config)
   model = abstract_model(task)
   layers = moe_layers(model)
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
-  check(config, task, layers, mesh)
+  check(config, task, layers, mesh, training)
   params = abstract_params(task, mesh)
   params = jax.tree.map(sharding.fsdp, params, stack.stacked(model))
   rules = steered.rules(model)
@@ -222,13 +228,19 @@ def check(
   task: task_lib.Task,
   layers: list[layer.MoE],
   mesh: jax.sharding.Mesh,
+  training: bool = True,
 ) -> None:
   """Raises a UserError that names the first field that does not fit."""
   accumulate, data = config.optimizer.accumulate, config.data
+  ratings = task.ratings()
   devices = mesh.size * _group_size(layers)
-  parts = max(accumulate, 1) * devices
+  parts = accumulate * devices
   for field, valid, expected in (
-    ('steps', config.steps >= 1, 'at least 1'),
+    (
+      'checkpoint.best_metric',
+      not training or not ratings or config.checkpoint.best_metric in ratings,
+      f'one of {ratings}',
+    ),
     ('init_head', config.init_head in HEADS, f'one of {HEADS}'),
     (
       'init_head',
@@ -236,30 +248,20 @@ def check(
       "'keep', since there is no config.init",
     ),
     ('init_allow', _is_regex(config.init_allow), 'a regular expression'),
-    ('log_every', config.log_every >= 1, 'at least 1'),
-    ('eval_every', config.eval_every >= 0, '0 or more'),
-    ('ema', 0 <= config.ema < 1, 'in [0, 1)'),
-    ('data.prefetch', data.prefetch >= 0, '0 or more'),
-    ('optimizer.accumulate', accumulate >= 1, 'at least 1'),
     (
       'optimizer.accumulate',
       accumulate == 1 or task.additive,
       f'1: the loss of {config.task!r} is no sum over the examples',
     ),
     (
-      'optimizer.learning_rate',
-      config.optimizer.learning_rate >= 0,
-      '0 or more',
-    ),
-    (
       'data.batch_size',
-      data.batch_size >= 1 and data.batch_size % parts == 0,
-      f'a positive multiple of {parts} (devices x micro-batches x group size)',
+      not training or data.batch_size % parts == 0,
+      f'a multiple of {parts} (devices x micro-batches x group size)',
     ),
     (
       'data.eval_batch_size',
-      data.eval_batch_size >= 1 and data.eval_batch_size % devices == 0,
-      f'a positive multiple of {devices} (devices x group size)',
+      data.eval_batch_size % devices == 0,
+      f'a multiple of {devices} (devices x group size)',
     ),
   ):
     if not valid:

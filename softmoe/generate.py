@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from softmoe.errors import UserError
+from softmoe.errors import UserError, naming
 from softmoe.process import launch
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
@@ -55,10 +55,13 @@ def main() -> None:
   how = generation.Sampling(
     _TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _SEED.value, _BEAM.value
   )
-  generation.check(how)
+  with naming({name: f'--{name}' for name in how._fields}):
+    generation.check(how)
   experiment, _, params = load.restore(_WORKDIR.value, _STEP.value, _MESH.value)
   model = nnx.merge(experiment.graphdef, params)
-  written = experiment.task.write(model, prompts, how)
+  prompt = '--input' if _INPUT.value else '--prompt'
+  with naming({'prompt': prompt, 'length': '--tokens'}):
+    written = experiment.task.write(model, prompts, how)
   if _OUTPUT.value:
     # A line is one prompt's, whatever it holds.
     lines = (' '.join(text.splitlines()) + '\n' for text in written)

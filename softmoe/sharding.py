@@ -93,7 +93,7 @@ def _parse(spec: str) -> dict[str, int]:
   items = spec.split(',')
   for item in items:
     axis, _, size = item.partition(':')
-    valid = axis in AXES and (size == '-1' or (size.isdigit() and int(size)))
+    valid = axis in AXES and (size == '-1' or (size.isdecimal() and int(size)))
     if not valid:
       raise UserError(
         'config.mesh',

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -84,6 +85,7 @@ def assert_refused(done, *words):
     (['--workdir='], ['give --workdir=DIRECTORY']),
     (['--cpu_devices=-1'], ['cpu_devices']),
     (['steps=3'], ["'steps=3'", '--name=value']),
+    (['--config.name=\udcff'], ['not UTF-8']),
   ],
 )
 def test_a_wrong_flag_is_one_line(call, tmp_path, arguments, words):
@@ -117,6 +119,21 @@ def test_bad_input_is_one_line_and_the_corrected_command_may_follow(
   done = call('train.py', *TINY, f'--workdir={tmp_path / "run"}', *mesh)
   assert_refused(done, 'config.mesh', "'data:3'", 'product is 8')
   assert list((tmp_path / 'run').iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_job_that_does_not_come_together_is_one_line(call, tmp_path):
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+  job = [f'--coordinator={address}', '--num_processes=2', '--process_id=0']
+  done = call(
+    'train.py', *TINY, f'--workdir={tmp_path}', *job, '--join_seconds=1'
+  )
+  assert done.returncode == 75
+  assert done.stderr == (
+    'error: not all processes came within 1 s; the same command goes on from '
+    'the last checkpoint\n'
+  )
 
 
 def test_eval_of_no_run_is_one_line(call, tmp_path):

@@ -45,6 +45,13 @@ def test_a_config_of_before_there_were_tasks_still_loads():
   assert experiment_lib.parse(values) == classification.Config(mixup=0.5)
 
 
+def test_an_evaluation_needs_no_batch_of_training(tiny):
+  config = tiny(mesh='', data__batch_size=12, data__eval_batch_size=16)
+  with pytest.raises(UserError, match='config.data.batch_size: got 12'):
+    experiment_lib.build(config)
+  assert experiment_lib.build(config, training=False).mesh.size == 8
+
+
 @pytest.mark.parametrize(
   ('name', 'message'),
   [

@@ -19,6 +19,7 @@ FLOORS = (
   ('models',),
   ('moe', 'data', 'optim'),
   ('sharding', 'config', 'process'),
+  ('ranges',),
   ('errors',),
 )
 HEIGHT = {room: -i for i, floor in enumerate(FLOORS) for room in floor}

@@ -1,6 +1,8 @@
 """Which rows of a batch a process reads, and placing them on its devices."""
 
 import collections
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +42,28 @@ def local_rows(
   owned = mesh.local_devices if devices is None else devices
   blocks = [np.arange(batch_size)[places[device]] for device in owned]
   return np.unique(np.concatenate(blocks))
+
+
+def check_memory(
+  field: str, batch: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
+) -> None:
+  """Raises a UserError if this host is too small for its part of a batch.
+
+  Args:
+    field: of the config, which says the size of the batch.
+    batch: the shapes and types of the global batch.
+    mesh: the devices, of all processes.
+  """
+  whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
+  needed = whole * len(mesh.local_devices) // mesh.size
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if needed > memory:
+    size = len(next(iter(batch.values())))
+    raise UserError(
+      field,
+      size,
+      f'less: a batch takes {needed >> 30:,} GiB here, of {memory >> 30:,}',
+    )
 
 
 def to_devices(

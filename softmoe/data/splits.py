@@ -4,13 +4,15 @@ The syntax is `train`, `train[:90%]`, `train[-1000:]`. Where a source has but
 one split, or no order, `fixed_order` makes any slice of it a fair sample.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Integer
 
-from softmoe.errors import UserError
+from softmoe.config import DataConfig
+from softmoe.errors import UserError, naming
 
 _BOUND = r'(-?\d+%?)?'
 _SPLIT = re.compile(rf'(?P<name>[\w.-]+)(\[{_BOUND}:{_BOUND}\])?')
@@ -49,6 +51,17 @@ def indices(split: str, size: int) -> range:
 def unknown(split: str, known: Iterable[str]) -> UserError:
   """Returns the error for a split that a source does not have."""
   return UserError('split', split, f'the source has {sorted(known)}')
+
+
+def named(
+  config: DataConfig, split: str
+) -> contextlib.AbstractContextManager[None]:
+  """Lets an error of a split name the field of the config that asks for it."""
+  fields = {
+    config.eval_split: 'config.data.eval_split',
+    config.train_split: 'config.data.train_split',
+  }
+  return naming({'split': fields.get(split, 'split')})
 
 
 def fixed_order(

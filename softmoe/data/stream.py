@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from softmoe.config import DataConfig
-from softmoe.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Example = Mapping[str, np.ndarray | np.generic]
@@ -55,12 +54,9 @@ def train_batches(
 
   Returns:
     An endless iterator over dicts of arrays, each of shape (n, *shape of an
-    example's).
-
-  Raises:
-    UserError: the config is wrong. What `load` raises comes from the iterator.
+    example's). What `load` raises comes from it.
   """
-  local = check_rows('batch_size', config.batch_size, rows)
+  local = ascending(config.batch_size, rows)
   order_seed, load_seed = _seeds(seed)
   # A range, since grain spends longer on a source than on the rest together.
   stream = grain.MapDataset.range(size).shuffle(order_seed)
@@ -84,9 +80,6 @@ def of_steps(
     config: the checked config.
     load: from a step to its batch; called from several threads.
     steps: in their order; `FOREVER` ends it where nothing does.
-
-  Raises:
-    UserError: as `train_batches`.
   """
   indices = grain.MapDataset.range(steps.start, steps.stop)
   return _read(indices.map(load), config)
@@ -110,11 +103,8 @@ def eval_batches(
   Returns:
     An iterator over dicts as in `train_batches`, and in them 'mask': float32
     (n,), 1 for an example and 0 for padding.
-
-  Raises:
-    UserError: as `train_batches`.
   """
-  local = check_rows('eval_batch_size', config.eval_batch_size, rows)
+  local = ascending(config.eval_batch_size, rows)
 
   def load_batch(step: int) -> Batch:
     indices = [step * config.eval_batch_size + row for row in local]
@@ -130,17 +120,13 @@ def eval_batches(
   return _read(grain.MapDataset.range(steps).map(load_batch), config)
 
 
-def check_rows(field: str, size: int, rows: Rows | None) -> list[int]:
+def ascending(size: int, rows: Rows | None) -> list[int]:
   """Returns the rows in ascending order, so that padding comes last."""
-  if size < 1:
-    raise UserError(f'config.data.{field}', size, 'at least 1')
   return list(range(size)) if rows is None else sorted(rows.tolist())
 
 
 def _seeds(seed: int) -> tuple[int, int]:
   """Returns independent seeds for the order and for the generators."""
-  if seed < 0:
-    raise UserError('config.seed', seed, 'zero or more')
   order, load = np.random.SeedSequence(seed).generate_state(2)
   return int(order), int(load)
 
@@ -163,8 +149,6 @@ def _read(
 
   So the host holds at most `config.threads` batches beside the one in use.
   """
-  if config.threads < 0:
-    raise UserError('config.data.threads', config.threads, 'zero or more')
   options = grain.ReadOptions(
     num_threads=config.threads, prefetch_buffer_size=config.threads
   )

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from softmoe.errors import naming
 from softmoe.process import launch
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of the run.')
@@ -85,8 +86,11 @@ def evaluate_workdir(
 
 def main() -> dict[str, Any]:
   """Evaluates, and returns the result."""
+  import dataclasses
+
   from softmoe.tasks import shots
 
+  fields = dataclasses.fields(shots.FewshotConfig)
   config = shots.FewshotConfig(
     source=_SOURCE.value,
     train_split=_TRAIN_SPLIT.value,
@@ -96,9 +100,10 @@ def main() -> dict[str, Any]:
     seeds=_SEEDS.value,
     classes=_CLASSES.value,
   )
-  return evaluate_workdir(
-    _WORKDIR.value, config, step=_STEP.value, mesh=_MESH.value
-  )
+  with naming({f'config.fewshot.{f.name}': f'--{f.name}' for f in fields}):
+    return evaluate_workdir(
+      _WORKDIR.value, config, step=_STEP.value, mesh=_MESH.value
+    )
 
 
 if __name__ == '__main__':

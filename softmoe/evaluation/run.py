@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from softmoe import experiment as experiment_lib
+from softmoe.errors import naming
 from softmoe.runs import load
 
 
@@ -33,6 +34,7 @@ def evaluate_workdir(
   experiment, number, params = load.restore(workdir, step, mesh)
   experiment_lib.with_fingerprint(experiment.config)
   split = split or experiment.config.data.eval_split
-  metrics = experiment.evaluate(params, split)
+  with naming({'split': '--split'}):
+    metrics = experiment.evaluate(params, split)
   notes = {'notes': found} if (found := experiment.task.notes()) else {}
   return {'step': number, 'split': split} | metrics | notes

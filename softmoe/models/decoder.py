@@ -110,11 +110,7 @@ class Decoder(nnx.Module):
 
 def check(config: DecoderConfig) -> None:
   """Raises a UserError that names the first field that does not fit."""
-  for field, valid, expected in (
-    ('vocab_size', config.vocab_size >= 1, 'at least 1'),
-    ('loss_chunk', config.loss_chunk >= 0, '0 or more'),
-  ):
-    stack.require(config, field, valid, expected)
+  stack.require(config, 'vocab_size', config.vocab_size >= 1, 'at least 1')
   stack.check(config)
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
+from softmoe.errors import naming
 from softmoe.models import blocks, decoder, norms, stack, vocabulary
 from softmoe.models.config import EncoderDecoderConfig
 
@@ -49,7 +50,8 @@ class EncoderDecoder(nnx.Module):
     """
     inner = decoder_config(config)
     decoder.check(config)
-    decoder.check(inner)
+    with naming({'config.model.moe.blocks': 'config.model.decoder_moe_blocks'}):
+      decoder.check(inner)
     self.config, self.decoder_config, self.length = config, inner, length
     self.vocabulary = vocabulary.Vocabulary(config, rngs=rngs)
     self.source = vocabulary.Positions(config, length, rngs=rngs)

@@ -4,6 +4,7 @@ Axes: `b` examples, `m` tokens of a prompt, `n` new tokens, `v` vocabulary.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -36,9 +37,13 @@ def check(sampling: Sampling) -> None:
   """Raises a UserError for a number that is out of its range."""
   for field, valid, expected in (
     ('tokens', sampling.tokens >= 1, 'at least 1'),
-    ('temperature', sampling.temperature >= 0, '0 or more'),
+    (
+      'temperature',
+      0 <= sampling.temperature < math.inf,
+      'finite, 0 or more',
+    ),
     ('top_k', sampling.top_k >= 0, '0 or more'),
-    ('seed', sampling.seed >= 0, '0 or more'),
+    ('seed', 0 <= sampling.seed < 2**32, f'0 to {2**32 - 1}'),
     ('beam', sampling.beam >= 1, 'at least 1'),
   ):
     if not valid:

@@ -299,15 +299,11 @@ def check(config: TransformerConfig) -> None:
   moe, heads, last = config.moe, config.num_heads, config.depth - 1
   floats = f'one of {DTYPES}: the loss is not scaled, as float16 would need'
   for field, valid, expected in (
-    ('width', config.width >= 1, 'at least 1'),
-    ('depth', config.depth >= 1, 'at least 1'),
-    ('mlp_dim', config.mlp_dim >= 1, 'at least 1'),
     (
       'num_heads',
-      heads >= 1 and config.width % heads == 0,
+      config.width % heads == 0,
       f'a divisor of the width, {config.width}',
     ),
-    ('norm_epsilon', config.norm_epsilon >= 0, '0 or more'),
     ('norm', config.norm in NORMS, f'one of {NORMS}'),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
     (
@@ -315,12 +311,14 @@ def check(config: TransformerConfig) -> None:
       config.activation in mlp.ACTIVATIONS,
       f'one of {mlp.ACTIVATIONS}',
     ),
-    ('dropout', 0 <= config.dropout < 1, 'in [0, 1)'),
-    ('drop_path', 0 <= config.drop_path < 1, 'in [0, 1)'),
     ('dtype', config.dtype in DTYPES, floats),
     ('param_dtype', config.param_dtype in DTYPES, floats),
-    ('moe.blocks', all(0 <= i <= last for i in moe.blocks), f'in 0..{last}'),
-    ('moe.num_experts', moe.num_experts >= 1, 'at least 1'),
+    (
+      'moe.blocks',
+      all(0 <= i <= last for i in moe.blocks),
+      f'each in 0..{last}',
+    ),
+    ('moe.blocks', len(set(moe.blocks)) == len(moe.blocks), 'each block once'),
   ):
     require(config, field, valid, expected)
   even = config.positions != 'rotary' or config.width % (2 * heads) == 0

@@ -42,7 +42,7 @@ def variant(name: str) -> dict[str, Any]:
     UserError: the name is not of the form SIZE/PATCH with a known size.
   """
   size, _, patch = name.partition('/')
-  if size not in SIZES or not patch.isdigit() or not int(patch):
+  if size not in SIZES or not patch.isdecimal() or not int(patch):
     raise UserError('variant', name, f'SIZE/PATCH, SIZE one of {list(SIZES)}')
   fields = ('width', 'depth', 'mlp_dim', 'num_heads')
   return dict(zip(fields, SIZES[size], strict=True)) | {
@@ -165,11 +165,10 @@ def check(config: ViTConfig, image_size: tuple[int, int]) -> None:
   """Raises a UserError that names the first field that does not fit."""
   sizes = zip(config.patch_size, image_size, strict=True)
   for field, valid, expected in (
-    ('patch_size', all(1 <= p <= s for p, s in sizes), f'1 to {image_size}'),
+    ('patch_size', all(p <= s for p, s in sizes), f'at most {image_size}'),
     ('pool', config.pool in POOLS, f'one of {POOLS}'),
     ('norm', config.norm == 'pre', "'pre'"),
     ('positions', config.positions in POSITIONS, f'one of {POSITIONS}'),
-    ('representation_size', config.representation_size >= 0, '0 or more'),
   ):
     stack.require(config, field, valid, expected)
   stack.check(config)

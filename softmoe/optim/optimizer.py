@@ -34,8 +34,8 @@ def make_optimizer(
     params: the parameters, or their shapes: only their paths are read.
 
   Raises:
-    UserError: an unknown name, a value out of range, or a decay rule that does
-      not compile, applies to no parameter or stands beside 'adam'.
+    UserError: an unknown name, or a decay rule that does not compile, applies
+      to no parameter or stands beside 'adam'.
   """
   _check(config)
   rates = decay_rates(params, config.weight_decay)
@@ -171,10 +171,3 @@ def _check(config: OptimizerConfig) -> None:
     raise UserError(
       _DECAY_FIELD, config.weight_decay, "empty for 'adam': decay needs 'adamw'"
     )
-  for field in ('b1', 'b2', 'momentum'):
-    if not 0 <= getattr(config, field) < 1:
-      raise UserError(
-        f'config.optimizer.{field}', getattr(config, field), 'in [0, 1)'
-      )
-  if config.clip_norm < 0:
-    raise UserError('config.optimizer.clip_norm', config.clip_norm, '0 or more')

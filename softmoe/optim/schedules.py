@@ -69,11 +69,6 @@ _DECAYS = {'rsqrt': _rsqrt, 'cosine': _cosine, 'constant': _constant}
 def _check(config: ScheduleConfig, steps: int) -> None:
   if config.name not in _DECAYS:
     raise UserError(f'{_FIELD}.name', config.name, f'one of {sorted(_DECAYS)}')
-  for field in ('warmup', 'cooldown'):
-    if getattr(config, field) < 0:
-      raise UserError(f'{_FIELD}.{field}', getattr(config, field), '0 or more')
-  if config.timescale < 1:
-    raise UserError(f'{_FIELD}.timescale', config.timescale, '1 or more')
   if config.warmup + config.cooldown > steps:
     given = f'warmup {config.warmup}, cooldown {config.cooldown}'
     raise UserError(_FIELD, given, f'together at most config.steps = {steps}')

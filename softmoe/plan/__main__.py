@@ -4,7 +4,7 @@ python -m softmoe.plan --config=configs/jft4b.py:soft-h14 --target=v5p:8x8x4
 """
 
 import json
-import pathlib
+import math
 import sys
 
 from absl import flags
@@ -40,14 +40,14 @@ def main() -> None:
   from softmoe.plan import compiling, estimate, report, suggest, targets
 
   jax.config.update('jax_platforms', 'cpu')  # nothing runs on anything else
-  kind, _, count = _TARGET.value.partition(':')
-  if kind == 'cpu' and count.isdigit():
-    jax.config.update('jax_num_cpu_devices', max(int(count), 1))
+  kind, shape = targets.parse(_TARGET.value)
+  if kind == 'cpu':
+    jax.config.update('jax_num_cpu_devices', math.prod(shape))
   target = targets.open_target(_TARGET.value)
-  cache = pathlib.Path(_CACHE.value or compiling.default_cache()).expanduser()
   configs = [
     experiment_lib.parse(c.value) for c in (_CONFIG, _COMPARE) if c.value
   ]
+  cache = compiling.open_cache(_CACHE.value)
   reports = [estimate.estimate(c, target, cache=cache) for c in configs]
   for config, each in zip(configs, reports, strict=True):
     if _SUGGEST.value and not each['train']['memory']['fits']:

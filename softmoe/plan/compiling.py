@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from softmoe.errors import UserError
 from softmoe.plan import targets
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -60,6 +61,23 @@ def default_cache() -> pathlib.Path:
   return pathlib.Path(home) / 'softmoe' / 'plan'
 
 
+def open_cache(path: str) -> pathlib.Path:
+  """Returns the directory of that path, which is made; '': the default one.
+
+  Raises:
+    UserError: it cannot be written to.
+  """
+  cache = pathlib.Path(path).expanduser() if path else default_cache()
+  try:
+    cache.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    expected = f'a directory that can be made ({e.strerror})'
+    raise UserError('--cache', str(cache), expected) from e
+  if not os.access(cache, os.W_OK | os.X_OK):
+    raise UserError('--cache', str(cache), 'a writable directory')
+  return cache
+
+
 def compile_program(
   traced: Any, target: targets.Target, cache: pathlib.Path | None
 ) -> Compiled:
@@ -78,7 +96,6 @@ def compile_program(
   if path.exists():
     return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
   compiled = _compile(lowered)
-  cache.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(f'.{os.getpid()}')
   content = json.dumps(dataclasses.asdict(compiled)).encode()
   temporary.write_bytes(gzip.compress(content))

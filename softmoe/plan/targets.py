@@ -18,12 +18,14 @@ from packaging import requirements, specifiers
 from softmoe.costs import chips
 from softmoe.errors import UserError
 from softmoe.plan import slices
+from softmoe.process import launch
 
 _NAMES = ', '.join(c.name for c in chips.CHIPS if c.dims)
 _FORM = (
   f"'v5p:8x8x4' or another TPU slice ({_NAMES}), 'h100:8', 'h100:4x8' (hosts x "
   "GPUs) or 'cpu:8'"
 )
+_MOST_GPUS = 16_384
 # What XLA's GPU compiler must know of a device that is not here. NVIDIA H100
 # Tensor Core GPU architecture white paper, and CUDA's device query of the SXM.
 _H100 = """
@@ -77,6 +79,26 @@ class Target:
     return len(self.devices) // (self.chip.cores if self.chip else 1)
 
 
+def parse(name: str) -> tuple[str, tuple[int, ...]]:
+  """Returns the chip or 'cpu', and the shape, that a name asks for.
+
+  Raises:
+    UserError: the name is wrong.
+  """
+  match = re.fullmatch(r'([a-z]\w*):(\d{1,9}(?:x\d{1,9})*)', name)
+  if not match:
+    raise UserError('--target', name, _FORM)
+  kind, shape = match[1], tuple(map(int, match[2].split('x')))
+  if kind == 'cpu':
+    _check_number(name, shape, launch.MOST_DEVICES)
+  return kind, shape
+
+
+def _check_number(name: str, shape: tuple[int, ...], most: int) -> None:
+  if not 1 <= math.prod(shape) <= most:
+    raise UserError('--target', name, f'1 to {most:,} devices')
+
+
 def open_target(name: str) -> Target:
   """Returns the target of a name.
 
@@ -84,10 +106,7 @@ def open_target(name: str) -> Target:
     UserError: the name is wrong, no compiler for it is installed, or its
       compiler knows no such slice.
   """
-  match = re.fullmatch(r'([a-z]\w*):(\d+(?:x\d+)*)', name)
-  if not match:
-    raise UserError('--target', name, _FORM)
-  kind, shape = match[1], tuple(map(int, match[2].split('x')))
+  kind, shape = parse(name)
   if kind == 'cpu':
     return _cpu(name, shape)
   chip = chips.named(kind)
@@ -123,6 +142,7 @@ def _tpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
 def _gpu(name: str, chip: chips.Chip, shape: tuple[int, ...]) -> Target:
   if len(shape) > 2:
     raise UserError('--target', name, "'h100:8' or 'h100:4x8' (hosts x GPUs)")
+  _check_number(name, shape, _MOST_GPUS)
   version = _version('jax-cuda12-plugin', name, 'plan-cuda')
   hosts, gpus = shape if len(shape) == 2 else (1, *shape)
   topology = f'1x{hosts}x{gpus}'

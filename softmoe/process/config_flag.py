@@ -40,18 +40,31 @@ def load(arguments: Sequence[str]) -> Any:
   Raises:
     UserError: one of them is wrong.
   """
-  argv, values = ['', *arguments], flags.FlagValues()
+  argv, values = ['', *last_of_each(arguments)], flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', None, flag_values=values, sys_argv=argv
   )
   values['config'].parser = _Parser('config')
   try:
     values(argv)
-    values.config.get('steps')  # an unreadable file shows at the first look
   except ERRORS as e:
     given = ' '.join(arguments)
     raise UserError('config', given, explain(e)) from e
   return values.config
+
+
+def last_of_each(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments without those whose config field is given again.
+
+  A tuple would be all of its values, one behind the other.
+  """
+  fields = [a.partition('=')[0] if '=' in a else '' for a in arguments]
+  last = {field: i for i, field in enumerate(fields)}
+  return [
+    argument
+    for i, (argument, field) in enumerate(zip(arguments, fields, strict=True))
+    if '.' not in field or last[field] == i
+  ]
 
 
 def explain(error: Exception) -> str:
@@ -66,8 +79,6 @@ def explain(error: Exception) -> str:
   else:
     text = str(error)
   lines = text.splitlines()
-  if isinstance(error, (OSError, SyntaxError)):
-    return f'--config: {lines[-1]}'
   # Of several lines the middle ones are a traceback.
   return ' '.join(lines[:1] + lines[1:][-1:])
 
@@ -107,4 +118,10 @@ def folder() -> pathlib.Path:
 
 class _Parser(config_flags.ConfigFileFlagParser):
   def parse(self, path: str) -> Any:
-    return super().parse(find(self.name, path))
+    try:
+      config = super().parse(find(self.name, path))
+      config.get('steps')  # an unreadable file shows at the first look
+    except (OSError, SyntaxError) as e:
+      problem = str(e).splitlines()[-1]
+      raise UserError(f'--{self.name}', path, problem) from e
+    return config

@@ -84,22 +84,21 @@ def join(job: Job, join_seconds: int, heartbeat_seconds: int) -> None:
     _reach(job.coordinator, join_seconds)
   # Only a training stops in good order, and by itself: see `preemption`.
   jax.config.update('jax_enable_preemption_service', False)
-  peers.catch_abort(f'not all processes came within {join_seconds} s')
   try:
-    jax.distributed.initialize(
-      job.coordinator,
-      job.num_processes,
-      job.process_id,
-      cluster_detection_method='deactivate',
-      initialization_timeout=join_seconds,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-    )
+    with peers.joining(f'not all processes came within {join_seconds} s'):
+      jax.distributed.initialize(
+        job.coordinator,
+        job.num_processes,
+        job.process_id,
+        cluster_detection_method='deactivate',
+        initialization_timeout=join_seconds,
+        heartbeat_timeout_seconds=heartbeat_seconds,
+      )
   except jax.errors.JaxRuntimeError as e:
     problem = str(e).splitlines()[0]
     raise UserError(
       '--coordinator', job.coordinator, f'a free port of this host ({problem})'
     ) from e
-  peers.catch_abort()
   peers.watch()
 
 

@@ -26,6 +26,9 @@ from softmoe.errors import (
 )
 from softmoe.process import config_flag
 
+MOST_DEVICES = 256  # of one CPU: JAX makes a thread for each of them
+_WEEK = 7 * 24 * 3600  # seconds
+_LESS = 'of which a smaller batch, more devices or model.remat need less'
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 # Huge pages, and memory that is freed stays: one heap that grows and never
 # shrinks, in which large arrays are as well.
@@ -44,6 +47,7 @@ _CPU_DEVICES = flags.DEFINE_integer(
   'Number of devices that the CPU shows itself as; 0: the largest power of two '
   'that is not above the number of cores.',
   lower_bound=0,
+  upper_bound=MOST_DEVICES,
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -57,13 +61,18 @@ _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this one is, from 0.'
 )
 _JOIN_SECONDS = flags.DEFINE_integer(
-  'join_seconds', 300, 'How long to wait for the other processes at the start.'
+  'join_seconds',
+  300,
+  'How long to wait for the other processes at the start.',
+  lower_bound=1,
+  upper_bound=_WEEK,
 )
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
   'heartbeat_seconds',
   30,
   'A process that is silent for so long is dead, and the others end.',
   lower_bound=5,
+  upper_bound=_WEEK,
 )
 
 
@@ -121,13 +130,23 @@ def cores() -> list[int]:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; one that is wrong ends the process."""
+  for argument in argv:
+    _check_text(argument)
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(config_flag.last_of_each(argv))
   except config_flag.ERRORS as e:
     _fail(config_flag.explain(e), BAD_INPUT)
   if rest[1:]:
     _fail(f'{rest[1]!r} is no flag; flags look like --name=value', BAD_INPUT)
   return rest
+
+
+def _check_text(argument: str) -> None:
+  """Ends the process if an argument is no text: a save to such a path hangs."""
+  try:
+    argument.encode()
+  except UnicodeEncodeError:
+    _fail(f'{argument!r} has bytes that are not UTF-8', BAD_INPUT)
 
 
 def guard(main: Callable[[], Any]) -> None:
@@ -148,8 +167,17 @@ def guard(main: Callable[[], Any]) -> None:
     peers.leave()
     sys.exit(STOPPED)
   except Exception as e:
+    if _is_out_of_memory(e):
+      problem = f'{type(e).__name__}: {e}'.splitlines()[0]
+      peers.end(BAD_INPUT, f'out of memory, {_LESS} ({problem})')
     traceback.print_exc()
     peers.end(FAILED, f'{type(e).__name__}: {e}')
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  """Tells whether the memory of the host or of a device was too small."""
+  text = str(error)
+  return isinstance(error, MemoryError) or text.startswith('RESOURCE_EXHAUSTED')
 
 
 def _be_main(module: str) -> None:

@@ -153,7 +153,22 @@ def watch() -> None:
   _watcher.start()
 
 
-def catch_abort(reason: str = _GONE) -> None:
+@contextlib.contextmanager
+def joining(reason: str) -> Iterator[None]:
+  """Lets an abort of the runtime in here say `reason`, and no stack of C++."""
+  shown = os.dup(2)
+  catch_abort(reason, shown)
+  with open(os.devnull, 'wb') as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(shown, 2)
+    os.close(shown)
+    catch_abort()
+
+
+def catch_abort(reason: str = _GONE, stream: int = 2) -> None:
   """Lets an abort of the distributed runtime end with one line.
 
   The runtime aborts where a process stays silent. Python sees no such signal,
@@ -162,7 +177,7 @@ def catch_abort(reason: str = _GONE) -> None:
   global _on_abort
 
   def on_abort(_: int) -> None:
-    os.write(2, f'error: {Lost(reason)}\n'.encode())
+    os.write(stream, f'error: {Lost(reason)}\n'.encode())
     os._exit(STOPPED)
 
   _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)

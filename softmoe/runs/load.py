@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from softmoe import experiment as experiment_lib
+from softmoe.errors import naming
 from softmoe.runs import state
 from softmoe.runs import workdir as workdir_lib
 
@@ -52,7 +53,12 @@ def restore(
   Raises:
     UserError: as `load`.
   """
-  with workdir_lib.find_checkpoint(workdir, step) as (config, number, saved):
-    experiment = experiment_lib.build(dataclasses.replace(config, mesh=mesh))
+  names = {'step': '--step'} | ({'config.mesh': '--mesh'} if mesh else {})
+  with (
+    naming(names),
+    workdir_lib.find_checkpoint(workdir, step) as (config, number, saved),
+  ):
+    config = dataclasses.replace(config, mesh=mesh)
+    experiment = experiment_lib.build(config, training=False)
     params = state.restore_evaluated(experiment, saved, number)
   return Restored(experiment, number, params)

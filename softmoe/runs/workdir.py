@@ -38,6 +38,7 @@ _FREE = (
   'data.threads',
   'data.prefetch',
   'data.eval_batch_size',
+  'data.max_pixels',
 )
 
 

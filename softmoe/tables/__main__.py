@@ -8,7 +8,7 @@ import signal
 import sys
 
 from softmoe.errors import UserError
-from softmoe.process import launch
+from softmoe.process import arguments, launch
 
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
@@ -22,9 +22,12 @@ TABLES = {
 
 def main(argv: list[str]) -> None:
   """Makes the table that the arguments name."""
-  name = argv[0] if argv else ''
+  names = f'one of {sorted(TABLES)}'
+  parser = arguments.Parser('softmoe.tables', 'What the paper and runs say.')
+  parser.add_argument('table', nargs='?', default='', help=names)
+  name = parser.parse_args(argv[:1]).table
   if name not in TABLES:
-    raise UserError('TABLE', name, f'one of {sorted(TABLES)}')
+    raise UserError('TABLE', name, names)
   module, function = TABLES[name].split(':')
   getattr(importlib.import_module(module), function)(argv[1:])
 

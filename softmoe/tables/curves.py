@@ -6,20 +6,40 @@ Needs matplotlib: pip install 'softmoe[plots]'.
 """
 
 import json
+import os
 import pathlib
 import sys
 from typing import Any
 
 from softmoe.errors import UserError
-from softmoe.process import launch
+from softmoe.process import arguments, launch
 from softmoe.runs import workdir as workdir_lib
 
 
 def read(workdir: pathlib.Path, metric: str) -> tuple[list[int], list[float]]:
-  """Returns the steps at which a run wrote `metric`, and its values."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  points = [p for p in map(json.loads, lines) if metric in p]
-  return [p['step'] for p in points], [float(p[metric]) for p in points]
+  """Returns the steps at which a run wrote `metric`, and its values.
+
+  Of a run that was killed the last line may be a part of one, which is left.
+
+  Raises:
+    UserError: there are no metrics, or a line of them is none.
+  """
+  path = workdir / 'metrics.jsonl'
+  try:
+    lines = path.read_bytes().split(b'\n')[:-1]
+  except OSError as e:
+    raise UserError(str(path), e.strerror, 'the metrics of a run') from e
+  steps, values = [], []
+  for number, line in enumerate(lines, 1):
+    try:
+      point = json.loads(line)
+      if metric in point:
+        steps.append(int(point['step']))
+        values.append(float(point[metric]))
+    except (ValueError, KeyError, TypeError) as e:
+      problem = f'line {number}: {type(e).__name__}: {e}'
+      raise UserError(str(path), problem, 'a line of metrics') from e
+  return steps, values
 
 
 def plot(output: str, workdirs: list[str]) -> None:
@@ -28,8 +48,10 @@ def plot(output: str, workdirs: list[str]) -> None:
   The metric is that by which the first run's best checkpoint is known.
 
   Raises:
-    UserError: a directory holds no run, or matplotlib is missing.
+    UserError: a directory holds no run, the picture cannot be written there,
+      or matplotlib is missing.
   """
+  check_output('OUTPUT', output)
   configs = [workdir_lib.read_config(pathlib.Path(path)) for path in workdirs]
   metric = configs[0].checkpoint.best_metric
   panels = {'loss': 'training loss', f'eval/{metric}': f'test {metric}'}
@@ -41,7 +63,34 @@ def plot(output: str, workdirs: list[str]) -> None:
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   axes[-1].legend(frameon=False)
-  figure.savefig(output, dpi=120)
+  save(figure, 'OUTPUT', output)
+
+
+def check_output(field: str, output: str) -> None:
+  """Raises a UserError if a picture cannot be written there.
+
+  Args:
+    field: the argument, for the error.
+    output: the file.
+  """
+  path = pathlib.Path(output)
+  kinds = sorted(_figure_class()().canvas.get_supported_filetypes())
+  if path.suffix[1:].lower() not in kinds:
+    raise UserError(field, output, f'a file that ends in one of {kinds}')
+  if not os.access(path.parent, os.W_OK) or path.is_dir():
+    raise UserError(field, output, 'a file in a folder that can be written to')
+
+
+def save(figure: Any, field: str, output: str) -> None:
+  """Writes a picture.
+
+  Raises:
+    UserError: it cannot be written there.
+  """
+  try:
+    figure.savefig(output, dpi=120)
+  except OSError as e:
+    raise UserError(field, output, f'a file to write to ({e})') from e
 
 
 def panels_of(count: int) -> tuple[Any, Any]:
@@ -50,19 +99,25 @@ def panels_of(count: int) -> tuple[Any, Any]:
   Raises:
     UserError: matplotlib is missing.
   """
+  figure = _figure_class()(figsize=(4.2 * count, 3), layout='constrained')
+  return figure, figure.subplots(1, count)
+
+
+def _figure_class() -> Any:
   try:
     from matplotlib import figure as figure_lib
   except ImportError as e:
     raise UserError('matplotlib', None, "pip install 'softmoe[plots]'") from e
-  figure = figure_lib.Figure(figsize=(4.2 * count, 3), layout='constrained')
-  return figure, figure.subplots(1, count)
+  return figure_lib.Figure
 
 
 def main(argv: list[str]) -> None:
   """Draws the picture that the arguments ask for."""
-  if len(argv) < 2:
-    raise UserError('arguments', argv, 'OUTPUT.png WORKDIR [WORKDIR ...]')
-  plot(argv[0], argv[1:])
+  parser = arguments.Parser('softmoe.tables.curves', 'Curves of runs.')
+  parser.add_argument('output', metavar='OUTPUT', help='such as curves.png')
+  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', help='of a run')
+  options = parser.parse_args(argv)
+  plot(options.output, options.workdirs)
 
 
 if __name__ == '__main__':

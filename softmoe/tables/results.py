@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from softmoe.errors import UserError
-from softmoe.process import launch
+from softmoe.process import arguments, launch
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tables import markdown
 
@@ -30,7 +30,8 @@ def table(workdirs: list[str]) -> str:
     if _measure(result) != first:
       expected = f'a run of {first[0]} and {first[1]}s, as the first one'
       raise UserError('WORKDIR', workdir, expected)
-  rows = markdown.table(_header(*first), list(map(_row, results)))
+  rows = [_complete(*each) for each in zip(workdirs, results, strict=True)]
+  rows = markdown.table(_header(*first), rows)
   return '\n'.join([rows, *_percent(results)])
 
 
@@ -49,6 +50,16 @@ def _measure(result: dict[str, Any]) -> tuple[str, str]:
 def _header(metric: str, unit: str) -> tuple[str, ...]:
   quality, rate = metric.capitalize(), f'{unit.capitalize()}s/s'
   return ('Model', quality, 'Parameters', f'GFLOP/{unit}', rate)
+
+
+def _complete(workdir: str, result: dict[str, Any]) -> tuple[str, ...]:
+  """Returns the row of a run, whose file may be another's."""
+  try:
+    return _row(result)
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
+    path = str(pathlib.Path(workdir) / 'result.json')
+    problem = f'{type(e).__name__}: {e}'
+    raise UserError(path, problem, 'what a finished run writes') from e
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:
@@ -76,9 +87,9 @@ def _percent(results: list[dict[str, Any]]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   """Prints the table of the runs that are named."""
-  if not argv:
-    raise UserError('WORKDIR', '', 'one directory of a run or more')
-  print(table(argv))
+  parser = arguments.Parser('softmoe.tables.results', 'A row for each run.')
+  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', help='of a run')
+  print(table(parser.parse_args(argv).workdirs))
 
 
 if __name__ == '__main__':

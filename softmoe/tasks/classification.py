@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from softmoe.data.images import batches, sources, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
 from softmoe.models import patches, stack, vit
+from softmoe.ranges import SHARE, Range
 from softmoe.tasks import fewshot, losses, means, shots
 from softmoe.tasks import task as task_lib
 
@@ -29,8 +30,9 @@ class Config(config_lib.Config):
   """An experiment in image classification."""
 
   loss: str = 'softmax'  # or 'sigmoid'
-  label_smoothing: float = 0.0
-  mixup: float = 0.0  # alpha of the beta distribution; 0: off
+  label_smoothing: Annotated[float, SHARE] = 0.0
+  # Alpha of the beta distribution; 0: off.
+  mixup: Annotated[float, Range(0.001, 1000, off=True)] = 0.0
   model: vit.ViTConfig = vit.ViTConfig()
   data: ImageDataConfig = ImageDataConfig()
   fewshot: shots.FewshotConfig = shots.FewshotConfig()
@@ -48,14 +50,10 @@ class Classification(task_lib.Task):
     """Checks what is special to the task."""
     super().__init__(config)
     self._cross_entropy = losses.cross_entropy(config.loss)
-    smoothing, classes = config.label_smoothing, config.data.num_classes
-    for field, valid, expected in (
-      ('label_smoothing', 0 <= smoothing < 1, 'in [0, 1)'),
-      ('mixup', config.mixup >= 0, '0 or more'),
-      ('data.num_classes', classes >= 1, 'at least 1'),
-    ):
-      if not valid:
-        raise UserError.of_field(config, field, expected)
+    low, high = config.data.value_range
+    if low >= high:
+      expected = 'two numbers, the first below the second'
+      raise UserError.of_field(config, 'data.value_range', expected)
 
   def make_model(self, rngs: nnx.Rngs) -> vit.ViT:
     """Returns a ViT, plain or with MoE blocks."""
@@ -210,6 +208,12 @@ class Classification(task_lib.Task):
       'patches': params['patches'] | {'position': embedding},
       'head': head,
     }
+
+  def ratings(self) -> tuple[str, ...]:
+    """Returns the loss and the accuracies."""
+    few = self.config.fewshot
+    shots = few.shots if few.source else ()
+    return ('loss', 'accuracy', *(f'fewshot/{n}shot' for n in shots))
 
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh

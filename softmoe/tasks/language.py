@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 from softmoe import config as config_lib
 from softmoe.data.text import batches
 from softmoe.data.text.config import TextDataConfig
-from softmoe.errors import UserError
 from softmoe.models import decoder, generation
 from softmoe.models.config import DecoderConfig
+from softmoe.ranges import COUNT, Range
 from softmoe.tasks import means, vocabularies
 from softmoe.tasks import task as task_lib
 
@@ -29,9 +29,9 @@ from softmoe.tasks import task as task_lib
 class SampleConfig:
   """Text that is written after each evaluation, for a person to read."""
 
-  tokens: int = 0  # how many; 0: none
+  tokens: Annotated[int, COUNT] = 0  # how many; 0: none
   prompt: str = ''
-  temperature: float = 1.0
+  temperature: Annotated[float, Range(0, 1000)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +58,10 @@ class Language(vocabularies.OfTokens):
     """Checks what is special to the task; opens the tokenizer if it has to.
 
     Raises:
-      UserError: as `vocabularies.OfTokens`, or a field is out of its range.
+      UserError: as `vocabularies.OfTokens`.
     """
     super().__init__(config)
     self.units_per_example = config.data.length
-    if config.sample.tokens < 0:
-      raise UserError.of_field(config, 'sample.tokens', '0 or more')
 
   def make_model(self, rngs: nnx.Rngs) -> decoder.Decoder:
     """Returns a decoder, plain or with MoE blocks."""
@@ -138,6 +136,10 @@ class Language(vocabularies.OfTokens):
   ) -> Float[Array, 'b n v']:
     """Returns the logits after every token."""
     return model.logits(self._represent(model, batch)[0])
+
+  def ratings(self) -> tuple[str, ...]:
+    """Returns the losses and the accuracy."""
+    return ('loss', 'document_loss', 'accuracy')
 
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh

@@ -6,6 +6,8 @@ from typing import Any
 from softmoe.data.text import parallel
 from softmoe.errors import UserError
 
+NAMES = ('bleu', 'chrf')
+
 
 def corpus(
   translations: Sequence[str], pairs: parallel.Pairs
@@ -56,4 +58,5 @@ def _metrics() -> dict[str, Any]:
   except ImportError as e:
     expected = "an install with it: pip install 'softmoe[text]'"
     raise UserError('package sacrebleu', 'none', expected) from e
-  return {'bleu': metrics.BLEU(), 'chrf': metrics.CHRF(word_order=2)}
+  found = metrics.BLEU(), metrics.CHRF(word_order=2)
+  return dict(zip(NAMES, found, strict=True))

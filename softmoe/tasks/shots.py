@@ -4,15 +4,17 @@ Axes: `s` seeds, `c` classes, `n` images.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
+from softmoe import config as config_lib
 from softmoe.data import splits
 from softmoe.data.images import source as source_lib
 from softmoe.data.images import sources
-from softmoe.errors import UserError
+from softmoe.errors import UserError, naming
+from softmoe.ranges import COUNT, SIZE, Range
 
 HELD_OUT = 10  # images of a class that choose l2, where no split does
 
@@ -25,9 +27,12 @@ class FewshotConfig:
   train_split: str = 'train'  # what the shots are drawn from
   val_split: str = ''  # chooses l2; empty: images of the train split
   test_split: str = 'test'
-  shots: tuple[int, ...] = (1, 5, 10, 25)  # images of a class
-  seeds: int = 3  # draws of the shots, which are averaged over
-  classes: int = 0  # so many, a fixed sample; 0: all of the train split
+  # Images of a class.
+  shots: tuple[Annotated[int, SIZE], ...] = (1, 5, 10, 25)
+  # Draws of the shots, which are averaged over.
+  seeds: Annotated[int, Range(1, 1000)] = 3
+  # So many, a fixed sample; 0: all of the train split.
+  classes: Annotated[int, COUNT] = 0
 
 
 class Images(NamedTuple):
@@ -125,7 +130,7 @@ def _of_classes(
   known = np.isin(labels, classes)
   if not (known.all() or config.classes) or not known.any():
     raise UserError(
-      'split',
+      _field(config, split),
       split,
       f'classes of {config.train_split!r} alone, such as '
       f'{int(classes[0])}, not {int(labels[~known][0])}',
@@ -137,11 +142,19 @@ def _of_classes(
 def _open(
   config: FewshotConfig, split: str
 ) -> tuple[source_lib.Source, np.ndarray]:
-  source = sources.open_source(config.source, split)
+  with naming({'split': _field(config, split)}):
+    source = sources.open_source(config.source, split)
   labels = source.labels
   if labels is None:  # each example is read for its label
     labels = np.array([source[i]['label'] for i in range(len(source))])
   return source, np.asarray(labels)
+
+
+def _field(config: FewshotConfig, split: str) -> str:
+  """Returns the field that asks for a split."""
+  names = ('test_split', 'val_split', 'train_split')
+  fields = {getattr(config, name): name for name in names}
+  return f'config.fewshot.{fields[split]}'
 
 
 def _classes(config: FewshotConfig, labels: np.ndarray) -> np.ndarray:
@@ -156,12 +169,6 @@ def _classes(config: FewshotConfig, labels: np.ndarray) -> np.ndarray:
 
 def check(config: FewshotConfig) -> None:
   """Raises a UserError that names the first field that is wrong."""
-  shots = config.shots
-  for field, valid, expected in (
-    ('shots', len(shots) and min(shots) >= 1, 'one number or more, at least 1'),
-    ('seeds', config.seeds >= 1, 'at least 1'),
-    ('classes', config.classes >= 0, '0 or more'),
-  ):
-    if not valid:
-      given = getattr(config, field)
-      raise UserError(f'config.fewshot.{field}', given, expected)
+  config_lib.check(config, 'config.fewshot')
+  if not config.shots:
+    raise UserError('config.fewshot.shots', (), 'one number or more')

@@ -257,6 +257,13 @@ class Task(abc.ABC):
       raise UserError('config.init_head', 'reset', expected)
     return params
 
+  def ratings(self) -> tuple[str, ...]:
+    """Returns metrics that can rate a checkpoint; none: whatever is named.
+
+    The highest is best; of a name with 'loss' in it the lowest.
+    """
+    return ()
+
   def notes(self) -> dict[str, str]:
     """Returns what a reader of the metrics has to know, by name."""
     return {}

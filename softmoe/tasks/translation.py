@@ -6,7 +6,7 @@ Axes: `b` pairs, `m` source tokens, `n` target tokens, `v` vocabulary.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from softmoe.data.text.tokenizers.tokenizer import Tokenizer
 from softmoe.errors import UserError
 from softmoe.models import beam_search, encoder_decoder, generation, stack
 from softmoe.models.config import EncoderDecoderConfig
+from softmoe.ranges import SHARE, Range
 from softmoe.tasks import means, scores, vocabularies
 from softmoe.tasks import task as task_lib
 
@@ -32,8 +33,10 @@ from softmoe.tasks import task as task_lib
 class SearchConfig:
   """How sentences are translated when a run is evaluated."""
 
-  beam: int = 4  # hypotheses; 0: nothing is translated, and there is no BLEU
-  penalty: float = 1.0  # power of the length that scores are divided by
+  # Hypotheses; 0: nothing is translated, and there is no BLEU.
+  beam: Annotated[int, Range(0, 1000)] = 4
+  # Power of the length that scores are divided by.
+  penalty: Annotated[float, Range(0, 100)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Config(config_lib.Config):
   """An experiment in translation."""
 
   task: str = 'translation'
-  label_smoothing: float = 0.1
+  label_smoothing: Annotated[float, SHARE] = 0.1
   model: EncoderDecoderConfig = EncoderDecoderConfig()
   data: PairDataConfig = PairDataConfig()
   checkpoint: config_lib.CheckpointConfig = config_lib.CheckpointConfig(
@@ -61,16 +64,10 @@ class Translation(vocabularies.OfTokens):
     """Checks what is special to the task; opens the tokenizer if it has to.
 
     Raises:
-      UserError: as `vocabularies.OfTokens`, or a field is out of its range.
+      UserError: as `vocabularies.OfTokens`, or the buckets do not ascend.
     """
     super().__init__(config)
     buckets.check(config.data.buckets)
-    for field, valid, expected in (
-      ('label_smoothing', 0 <= config.label_smoothing < 1, 'in [0, 1)'),
-      ('search.beam', config.search.beam >= 0, '0 or more'),
-    ):
-      if not valid:
-        raise UserError.of_field(config, field, expected)
 
   def stack_config(self, name: str) -> EncoderDecoderConfig:
     """Returns the config of one of the model's stacks, by its name."""
@@ -159,6 +156,11 @@ class Translation(vocabularies.OfTokens):
   ) -> Float[Array, 'b n v']:
     """Returns the logits after every token of the target."""
     return model.logits(self._represent(model, batch)[0])
+
+  def ratings(self) -> tuple[str, ...]:
+    """Returns the loss, the accuracy and the scores."""
+    found = scores.NAMES if self.config.search.beam else ()
+    return ('loss', 'accuracy', *found)
 
   def evaluators(
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh

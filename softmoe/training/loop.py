@@ -163,6 +163,9 @@ def _divides(every: int, step: int) -> bool:
 def _check_data(experiment: experiment_lib.Experiment) -> None:
   """Reads one batch of each split, so that bad data shows before any file."""
   task, data, mesh = experiment.task, experiment.config.data, experiment.mesh
+  for name in ('batch_size', 'eval_batch_size'):
+    batch = experiment.abstract_batch(getattr(data, name))
+    prefetch.check_memory(f'config.data.{name}', batch, mesh)
   next(task.train_batches(prefetch.local_rows(mesh, data.batch_size)))
   rows = prefetch.local_rows(mesh, data.eval_batch_size)
   next(task.eval_batches(data.eval_split, rows))

@@ -151,20 +151,6 @@ def test_batch_may_exceed_the_epoch_and_be_one():
   assert batch['weight'].shape == (1,)
 
 
-def test_batch_size_must_be_positive():
-  with pytest.raises(UserError, match='config.data.batch_size: got 0'):
-    _train(0, _config(batch_size=0))
-  with pytest.raises(UserError, match='config.data.eval_batch_size: got 0'):
-    stream.eval_batches(_config(eval_batch_size=0), _SIZE, _sequence)
-
-
-def test_wrong_seed_and_threads():
-  with pytest.raises(UserError, match='config.seed'):
-    _train(0, seed=-1)
-  with pytest.raises(UserError, match='config.data.threads'):
-    _train(0, _config(threads=-1))
-
-
 @pytest.mark.parametrize('size', [16, 50, 64, 10])
 @pytest.mark.parametrize('process_count', [1, 2])
 def test_eval_gives_every_example_once_in_order(size, process_count):

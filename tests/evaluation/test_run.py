@@ -121,10 +121,10 @@ def test_the_average_is_evaluated(finished):
     (dict(step='lastest'), "--step: got 'lastest'; 'latest', 'best'"),
     (dict(step='-1'), "--step: got '-1'"),
     (dict(step='\N{SUPERSCRIPT TWO}'), '--step'),
-    (dict(step='7'), 'step: got 7; one of '),
-    (dict(split='valid'), "split: got 'valid'"),
+    (dict(step='7'), '--step: got 7; one of '),
+    (dict(split='valid'), "--split: got 'valid'"),
     (dict(split='test[:0]'), 'a slice with examples'),
-    (dict(mesh='data:3'), 'product is 1'),
+    (dict(mesh='data:3'), "--mesh: got 'data:3'; sizes whose product is 1"),
   ],
 )
 def test_what_is_not_there_is_named(finished, changes, words):

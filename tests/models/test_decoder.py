@@ -101,7 +101,6 @@ def test_routers_that_see_later_tokens(moe, reason):
   ('field', 'value'),
   [
     ('vocab_size', 0),
-    ('loss_chunk', -1),
     ('positions', 'sine'),
     ('activation', 'tanh'),
   ],

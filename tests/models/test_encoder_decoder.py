@@ -108,7 +108,8 @@ def test_post_norm_has_no_norm_behind():
 @pytest.mark.parametrize(
   ('fields', 'field'),
   [
-    (dict(decoder_moe_blocks=(3,)), 'config.model.moe.blocks'),
+    (dict(decoder_moe_blocks=(3,)), 'config.model.decoder_moe_blocks'),
+    (dict(decoder_moe_blocks=(0, 0)), 'config.model.decoder_moe_blocks'),
     (dict(norm='both'), 'config.model.norm'),
     (
       dict(moe=model_config.MoEConfig(blocks=(1,), num_experts=4)),

@@ -204,6 +204,11 @@ OPTIONS = 'router_options: got'
     ('mixture_of_tokens', dict(temperature=-1.0), 'temperature: got -1.0; at'),
     ('soft', dict(num_experts=0), 'num_experts: got 0; at least 1'),
     ('soft', dict(slots_per_expert=0), 'slots_per_expert: got 0; at least 1'),
+    (
+      'tokens_choice',
+      dict(batch_priority=True),
+      'batch_priority: got True; False: without a capacity',
+    ),
     ('soft', dict(scale_init=0.0), 'scale_init: got 0.0; finite and not 0'),
     ('soft', dict(scale_init=math.inf), 'scale_init: got inf; finite'),
     ('uniform', dict(scale_init=8.0), "scale_init: got 8.0; 1.0: the router '"),

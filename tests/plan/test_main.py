@@ -82,6 +82,15 @@ def test_two_configs_side_by_side(directory):
     ((f'--config={TINY}:soft',), '--target'),
     ((f'--config={TINY}:soft', '--target=v5p'), "'v5p:8x8x4'"),
     (('--target=cpu:8',), '--config'),
+    ((f'--config={TINY}:soft', '--target=cpu:0'), '--target'),
+    (
+      (f'--config={TINY}:soft', '--target=cpu:1', '--compare=nowhere.py'),
+      '--compare',
+    ),
+    (
+      (f'--config={TINY}:soft', '--target=cpu:1', '--cache=/dev/null/x'),
+      '--cache',
+    ),
     (
       (f'--config={TINY}:soft', '--target=cpu:8', '--config.mesh=expert:3'),
       'config.mesh',
@@ -93,6 +102,7 @@ def test_bad_input_is_one_line(directory, flags, said):
   assert done.returncode == 2
   assert said in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
+  assert done.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,21 @@ def test_a_name_that_is_none_says_what_one_looks_like(name):
     targets.open_target(name)
 
 
+@pytest.mark.parametrize(
+  ('name', 'most'),
+  [
+    ('cpu:0', '256'),
+    ('cpu:1000000', '256'),
+    ('h100:0', '16,384'),
+    ('h100:0x8', '16,384'),
+    ('h100:99999x8', '16,384'),
+  ],
+)
+def test_a_number_of_devices_that_cannot_be(name, most):
+  with pytest.raises(UserError, match=f'--target: got .*; 1 to {most} devices'):
+    targets.open_target(name)
+
+
 def test_more_cpu_devices_than_there_are():
   with pytest.raises(UserError, match='at most 8 devices'):
     targets.open_target('cpu:9')

@@ -49,3 +49,17 @@ def test_configs_inside_the_package_go_first(tmp_path, monkeypatch):
     config_flag, '__file__', str(package / 'process' / 'config_flag.py')
   )
   assert config_flag.find('config', 'x') == str(package / 'configs' / 'x.py')
+
+
+def test_a_tuple_that_is_given_again_is_the_last_one():
+  config = config_flag.load(
+    [
+      '--config=tests/tiny.py:soft',
+      '--config.model.moe.blocks=(0,)',
+      '--config.seed=3',
+      '--config.model.moe.blocks=(1,)',
+      '--config.seed=4',
+    ]
+  )
+  assert config.model.moe.blocks == (1,)
+  assert config.seed == 4

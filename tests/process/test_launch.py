@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from softmoe.errors import FAILED, Diverged, Stopped, UserError
+from softmoe.errors import BAD_INPUT, FAILED, Diverged, Stopped, UserError
 from softmoe.process import launch, preemption
 
 
@@ -123,3 +123,23 @@ def test_a_stop_signal_is_noted_and_a_second_one_kills():
       assert signal.getsignal(number) == signal.SIG_DFL
   after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   assert after == before
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    MemoryError(),
+    MemoryError('Unable to allocate 9 TiB'),
+    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'),
+  ],
+)
+def test_too_little_memory_is_one_line(error, capsys):
+  def main():
+    raise error
+
+  with pytest.raises(SystemExit) as end:
+    launch.guard(main)
+  assert end.value.code == BAD_INPUT
+  shown = capsys.readouterr().err
+  assert shown.startswith('error: out of memory, of which a smaller batch')
+  assert str(error) in shown and shown.count('\n') == 1

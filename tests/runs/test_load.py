@@ -42,7 +42,7 @@ def test_on_another_mesh_it_says_the_same(finished):
 
 @pytest.mark.parametrize('step', ['lates', 3, '-1'])
 def test_a_checkpoint_that_is_not_there_is_named(finished, step):
-  with pytest.raises(UserError, match='step'):
+  with pytest.raises(UserError, match='^--step: got'):
     load.load(finished[0], step)
 
 

@@ -41,3 +41,34 @@ def test_draws_a_picture(tmp_path):
 def test_a_directory_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match='--workdir'):
     curves.plot(str(tmp_path / 'curves.png'), [str(tmp_path)])
+
+
+def test_a_torn_last_line_is_left(tmp_path):
+  path = run(tmp_path / 'run')
+  with (path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 3, "lo')
+  assert curves.read(path, 'loss')[0] == [1, 2]
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    (b'\xff\x00\n', 'line 1'),
+    (b'{"step": 1}\n{"st\n', 'line 2'),
+    (b'{"loss": 1}\n', 'line 1'),
+    (b'3\n', 'line 1'),
+    (None, 'No such file'),
+  ],
+)
+def test_metrics_that_are_none_are_named(tmp_path, content, words):
+  path = run(tmp_path / 'run') / 'metrics.jsonl'
+  path.unlink() if content is None else path.write_bytes(content)
+  with pytest.raises(UserError, match=f'metrics.jsonl: got .*{words}'):
+    curves.read(path.parent, 'loss')
+
+
+@pytest.mark.parametrize('name', ['curves.xyz', 'curves', 'no/folder.png'])
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, name):
+  pytest.importorskip('matplotlib')
+  with pytest.raises(UserError, match='OUTPUT: got'):
+    curves.plot(str(tmp_path / name), [str(run(tmp_path / 'run'))])

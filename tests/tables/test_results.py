@@ -66,3 +66,12 @@ def test_another_task_has_its_own_metric_and_unit(tmp_path):
   soft = finished(tmp_path / 'soft')
   with pytest.raises(UserError, match='a run of accuracy and images'):
     results.table([soft, lm])
+
+
+@pytest.mark.parametrize(
+  'content', ['{}', '{"name": "x"}', json.dumps(RESULT | {'train': 3})]
+)
+def test_a_result_of_something_else_is_named(tmp_path, content):
+  (tmp_path / 'result.json').write_text(content)
+  with pytest.raises(UserError, match='result.json: got .*Error'):
+    results.table([str(tmp_path)])

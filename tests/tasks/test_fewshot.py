@@ -41,6 +41,7 @@ def test_it_is_the_ridge_regression_of_features_that_any_mesh_sees(
     experiment = build(tiny, mesh, devices)
     _, evaluate = experiment.evaluators
     metrics[devices] = evaluate(experiment.init_params(), 'any')
+    assert {*metrics[devices]} <= {*experiment.task.ratings()}
   for one, eight in zip(seen[1], seen[8], strict=True):
     np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5)
   assert metrics[1] == pytest.approx(metrics[8])
@@ -87,7 +88,7 @@ def test_it_is_off_without_a_source(tiny):
 
 def test_what_cannot_be_read_shows_before_training(tiny):
   experiment = build(tiny, fewshot__test_split='valid')
-  with pytest.raises(UserError, match="split: got 'valid'"):
+  with pytest.raises(UserError, match="config.fewshot.test_split: got 'valid'"):
     _ = experiment.evaluators
 
 

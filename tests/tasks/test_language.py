@@ -98,6 +98,7 @@ def test_loss_is_a_mean_over_tokens(config_of):
   experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
   params = jax.jit(experiment.init_params)()
   found = experiment.evaluate(params, 'train[:5]')
+  assert {*experiment.task.ratings()} <= {*found}
   model = nnx.merge(experiment.graphdef, params)
   losses, num_bytes = [], 0
   tokenizer = experiment.task.tokenizer
@@ -174,7 +175,6 @@ def test_draws():
   ('changes', 'field'),
   [
     ({'model': {'vocab_size': 100}}, 'config.model.vocab_size'),
-    ({'sample': language.SampleConfig(tokens=-1)}, 'config.sample.tokens'),
     ({'data': {'tokenizer': 'words'}}, 'config.data.tokenizer'),
   ],
 )
@@ -200,6 +200,7 @@ def test_too_long_for_learned_positions(config_of):
     (['--input={}/binary'], 'a UTF-8 text file'),
     (['--input={}/empty'], 'a file with lines'),
     (['--input={}/there', '--prompt=one'], 'nothing beside --input'),
+    (['--temperature=inf'], '--temperature: got inf; finite'),
   ],
 )
 def test_generate_refuses_bad_flags(tmp_path, environment, flags, message):

@@ -70,13 +70,13 @@ def test_some_classes_alone():
   ('fields', 'words'),
   [
     (dict(shots=()), 'config.fewshot.shots: got (); one number or more'),
-    (dict(shots=(0,)), 'config.fewshot.shots: got (0,)'),
+    (dict(shots=(0,)), 'config.fewshot.shots[0]: got 0; at least 1'),
     (dict(seeds=0), 'config.fewshot.seeds: got 0; at least 1'),
     (dict(classes=-1), 'config.fewshot.classes: got -1'),
     (dict(classes=11), 'config.fewshot.classes: got 11; at most 10'),
     (dict(shots=(500,)), 'config.fewshot.shots: got 500; less: class 0 has'),
-    (dict(test_split='valid'), "split: got 'valid'"),
-    (dict(train_split='train[:12]'), "split: got 'test'; classes of"),
+    (dict(test_split='valid'), "config.fewshot.test_split: got 'valid'"),
+    (dict(train_split='train[:12]'), "_split: got 'test'; classes of"),
     (dict(source='digit'), "config.data.source: got 'digit'"),
   ],
 )

@@ -109,6 +109,7 @@ def test_run_scores_and_translates(config_of, folder, tmp_path):
   config = config_of(search=search, mesh='data:2,expert:4')
   result = loop.train(config, tmp_path / 'run')
   assert {'bleu', 'chrf/2en', 'bleu/2de', 'perplexity'} <= {*result}
+  assert {*translation.Translation(config).ratings()} <= {*result}
   assert result['perplexity'] == pytest.approx(np.exp(result['cross_entropy']))
   assert 'nw:2' in result['notes']['chrf']
   experiment, _, params = load.restore(tmp_path / 'run')
@@ -147,15 +148,3 @@ def test_scores():
   found = scores.corpus(['one two three four', 'six'], pairs)
   assert found['bleu/de'] == pytest.approx(100)
   assert found['chrf/ru'] < found['chrf'] < found['chrf/de'] == 100
-
-
-@pytest.mark.parametrize(
-  ('changes', 'field'),
-  [
-    ({'label_smoothing': 1.0}, 'config.label_smoothing'),
-    ({'search': translation.SearchConfig(beam=-1)}, 'config.search.beam'),
-  ],
-)
-def test_bad_fields(config_of, changes, field):
-  with pytest.raises(UserError, match=field):
-    translation.Translation(config_of(**changes))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmoe.data import stream
+from softmoe.data import splits, stream
 from softmoe.data.images import source as source_lib
 from softmoe.data.images import sources, transforms
 from softmoe.data.images.config import ImageDataConfig
@@ -86,7 +86,8 @@ def of_source(
 
 
 def _open(config: ImageDataConfig, split: str) -> source_lib.Source:
-  source = sources.open_source(config.source, split)
+  with splits.named(config, split):
+    source = sources.open_source(config.source, split, config.max_pixels)
   return source_lib.LabelCheck(source, config.num_classes)
 
 

@@ -7,27 +7,38 @@ from PIL import Image as pillow
 from softmoe.data.images import geometry
 from softmoe.errors import UserError
 
+pillow.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit
 _GREY_MODES = ('1', 'L', 'LA')
 _DEEP_MODES = ('F', 'I')  # and 'I;16' and its kind
 
 
-def decode(file: str | io.BytesIO, name: str) -> geometry.Image:
+def decode(
+  file: str | io.BytesIO, name: str, max_pixels: int
+) -> geometry.Image:
   """Returns the pixels of an image file.
 
   Args:
     file: its path or its content.
     name: what to call it in an error.
+    max_pixels: height times width of the largest image that is decoded.
 
   Raises:
-    UserError: the file is not an intact image of 8 bits a channel.
+    UserError: the file is not an intact image of 8 bits a channel, or is too
+      large.
   """
   try:
     with pillow.open(file, formats=('JPEG', 'PNG')) as image:
       if image.mode[0] in _DEEP_MODES:
         raise ValueError(f'its mode is {image.mode}, not 8 bits a channel')
+      if image.height * image.width > max_pixels:
+        expected = f'at most {max_pixels} pixels, config.data.max_pixels'
+        size = f'{name}, {image.height} x {image.width} pixels'
+        raise UserError('config.data.source', size, expected)
       mode = 'L' if image.mode in _GREY_MODES else 'RGB'
       return geometry.to_array(image.convert(mode))
-  # Pillow raises these for damaged files, beside OSError and ValueError.
-  except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as e:
+  except UserError:
+    raise
+  # Pillow raises SyntaxError for damaged files, beside OSError and ValueError.
+  except (OSError, ValueError, SyntaxError) as e:
     expected = f'an intact JPEG or PNG image ({e})'
     raise UserError('config.data.source', name, expected) from e

@@ -3,7 +3,7 @@
 Either DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE, whose only split is `train`, to
 be sliced. Classes are numbered in the order of their names; with several splits
 the classes of all of them count. Examples are in `fixed_order`, so that a slice
-has images of every class.
+has images of every class. What is hidden, and what is no file, is left out.
 """
 
 import dataclasses
@@ -27,17 +27,18 @@ class FolderSource:
   files: list[str]
   labels: Integer[np.ndarray, ' n']
   num_classes: int
+  max_pixels: int
 
   def __len__(self) -> int:
     return len(self.files)
 
   def __getitem__(self, index: int) -> source_lib.Example:
     file = self.files[index]
-    image = decode.decode(file, name=file)
+    image = decode.decode(file, file, self.max_pixels)
     return {'image': image, 'label': int(self.labels[index])}
 
 
-def open_split(argument: str, split: str) -> source_lib.Source:
+def open_split(argument: str, split: str, max_pixels: int) -> source_lib.Source:
   """Returns a whole split of the folder `argument`; opens no image.
 
   Raises:
@@ -45,14 +46,14 @@ def open_split(argument: str, split: str) -> source_lib.Source:
       split is unknown.
   """
   try:
-    return _open_split(argument, split)
+    return _open_split(argument, split, max_pixels)
   except OSError as error:
     expected = f'a folder that can be read ({error.strerror})'
     given = error.filename or argument
     raise UserError('config.data.source', given, expected) from error
 
 
-def _open_split(root: str, split: str) -> FolderSource:
+def _open_split(root: str, split: str, max_pixels: int) -> FolderSource:
   roots = _split_folders(root)
   if split not in roots:
     raise splits.unknown(split, roots)
@@ -62,7 +63,8 @@ def _open_split(root: str, split: str) -> FolderSource:
     expected = 'a folder for each class with .jpg, .jpeg or .png files'
     raise UserError('config.data.source', roots[split], expected)
   order = splits.fixed_order(len(files))
-  return FolderSource([files[i] for i in order], labels[order], len(classes))
+  files = [files[i] for i in order]
+  return FolderSource(files, labels[order], len(classes), max_pixels)
 
 
 def _split_folders(root: str) -> dict[str, str]:
@@ -86,7 +88,21 @@ def _list_images(
   files, labels = [], []
   for name in _folders(root):
     folder = os.path.join(root, name)
-    found = [f for f in os.listdir(folder) if f.lower().endswith(_SUFFIXES)]
-    files += [os.path.join(folder, file) for file in sorted(found)]
+    found = _images(folder)
+    if not found and (deeper := _folders(folder)):
+      expected = f'images in it, as it is a class, not in {deeper[0]!r} below'
+      raise UserError('config.data.source', folder, expected)
+    files += [os.path.join(folder, file) for file in found]
     labels += [classes.index(name)] * len(found)
   return files, np.array(labels, np.int64)
+
+
+def _images(folder: str) -> list[str]:
+  """Returns the names of the image files in a folder, without hidden ones."""
+  with os.scandir(folder) as entries:
+    found = [
+      entry.name
+      for entry in entries
+      if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
+    ]
+  return sorted(name for name in found if not name.startswith('.'))

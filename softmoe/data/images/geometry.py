@@ -12,6 +12,7 @@ Image = UInt8[np.ndarray, '_h _w _c']
 
 # Width over height of an inception crop, its range in logarithms.
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
+_LONGEST = 16  # times the shorter side
 
 
 def to_pillow(image: Image) -> pillow.Image:
@@ -35,7 +36,13 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
 
 
 def resize_shorter(image: Image, side: int) -> Image:
-  """Returns the image with its shorter side at `side`, its aspect kept."""
+  """Returns the image with its shorter side at `side`, its aspect kept.
+
+  Of an image that is longer than `_LONGEST` times its width, or the reverse,
+  the middle: one pixel by 5,000 would otherwise be 64 by 320,000.
+  """
+  most = _LONGEST * min(image.shape[:2])
+  image = central_crop(image, (most, most))
   height, width = image.shape[:2]
   scale = side / min(height, width)
   return resize(image, (round(height * scale), round(width * scale)))

@@ -46,6 +46,9 @@ class ArraySource:
   num_classes: int | None = None
 
   def __post_init__(self):
+    if 0 in self.images.shape[1:]:
+      shape = self.images.shape
+      raise UserError('config.data.source', shape, 'images that have pixels')
     if self.images.ndim == 3:
       object.__setattr__(self, 'images', self.images[..., None])
 

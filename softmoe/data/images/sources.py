@@ -3,6 +3,7 @@
 from softmoe.data import splits
 from softmoe.data.images import digits, fake, folder, glyphs, idx, npz, tfds
 from softmoe.data.images import source as source_lib
+from softmoe.data.images.config import MAX_PIXELS
 from softmoe.errors import UserError
 
 _OPENERS = {
@@ -14,22 +15,27 @@ _OPENERS = {
   'npz': npz.open_split,
   'tfds': tfds.open_split,
 }
+_DECODING = ('folder', 'tfds')
 # Of the kinds that know what they hold.
 _FINGERPRINTS = {'glyphs': glyphs.fingerprint}
 
 
-def open_source(name: str, split: str) -> source_lib.Source:
+def open_source(
+  name: str, split: str, max_pixels: int = MAX_PIXELS
+) -> source_lib.Source:
   """Returns the examples of a split, such as `train` or `train[:90%]`.
 
   Args:
     name: `kind` or `kind:argument`, as in `digits` or `folder:/data/pets`.
     split: a split of the source, or a slice of one.
+    max_pixels: of an image that is decoded.
 
   Raises:
     UserError: the source or the split is unknown, missing, corrupt or empty.
   """
   kind, argument = _parse(name)
-  whole = _OPENERS[kind](argument, splits.base_name(split))
+  limit = {'max_pixels': max_pixels} if kind in _DECODING else {}
+  whole = _OPENERS[kind](argument, splits.base_name(split), **limit)
   return source_lib.Selection(whole, splits.indices(split, len(whole)))
 
 

@@ -21,6 +21,7 @@ class TfdsSource:
   image_key: str
   label_key: str
   num_classes: int | None
+  max_pixels: int
   labels: None = None
 
   def __len__(self) -> int:
@@ -29,11 +30,12 @@ class TfdsSource:
   def __getitem__(self, index: int) -> source_lib.Example:
     example = self.examples[index]
     content = io.BytesIO(example[self.image_key])
-    image = decode.decode(content, f'tfds:{self.name}, example {index}')
+    name = f'tfds:{self.name}, example {index}'
+    image = decode.decode(content, name, self.max_pixels)
     return {'image': image, 'label': int(example[self.label_key])}
 
 
-def open_split(argument: str, split: str) -> source_lib.Source:
+def open_split(argument: str, split: str, max_pixels: int) -> source_lib.Source:
   """Returns a whole split of the data set `argument`; reads no image.
 
   Raises:
@@ -47,7 +49,8 @@ def open_split(argument: str, split: str) -> source_lib.Source:
   examples = _examples(argument, builder, split, image_key)
   label = builder.info.features[label_key]
   classes = getattr(label, 'num_classes', None)
-  return TfdsSource(argument, examples, image_key, label_key, classes)
+  keys = image_key, label_key
+  return TfdsSource(argument, examples, *keys, classes, max_pixels)
 
 
 def _examples(

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from softmoe.errors import UserError
-from softmoe.process import launch
+from softmoe.process import arguments, launch
 
 # Each module has `main(out)`; it is imported when it is asked for.
 _NAMES = {
@@ -20,13 +20,15 @@ _NAMES = {
 
 def main(argv: list[str]) -> None:
   """Makes the data set that is named."""
-  if len(argv) != 2:
-    usage = f'NAME OUT, NAME one of {sorted(_NAMES)}, OUT a new folder'
-    raise UserError('arguments', ' '.join(argv), usage)
-  name, out = argv
+  parser = arguments.Parser('softmoe.data.prepare', __doc__.splitlines()[0])
+  names = f'one of {sorted(_NAMES)}'
+  parser.add_argument('name', metavar='NAME', help=names)
+  parser.add_argument('out', metavar='OUT', help='a new folder')
+  options = parser.parse_args(argv)
+  name = options.name
   if name not in _NAMES:
-    raise UserError('NAME', name, f'one of {sorted(_NAMES)}')
-  importlib.import_module(_NAMES[name]).main(out)
+    raise UserError('NAME', name, names)
+  importlib.import_module(_NAMES[name]).main(options.out)
 
 
 if __name__ == '__main__':

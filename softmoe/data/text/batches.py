@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmoe.data import stream
+from softmoe.data import splits, stream
 from softmoe.data.text import corpus, sources, tokens, windows
 from softmoe.data.text.config import TextDataConfig
 from softmoe.data.text.tokenizers import registry
@@ -89,7 +89,7 @@ def fingerprint(config: TextDataConfig) -> str:
   """
   digest = hashlib.sha256()
   for split in (config.train_split, config.eval_split):
-    found = _load(config.source, config.tokenizer, split)
+    found = _read(config, split)
     digest.update(found.tokenizer.fingerprint.encode())
     digest.update(found.fingerprint.encode())
   return digest.hexdigest()
@@ -99,13 +99,15 @@ def _windows(
   config: TextDataConfig, split: str, stride: int
 ) -> windows.Windows:
   length = config.length
-  if length < 1:
-    raise UserError('config.data.length', length, 'at least 1')
-  if not 0 < stride <= length:
+  if stride > length:
     expected = f'0 to config.data.length, {length}'
     raise UserError('config.data.stride', stride, expected)
-  found = _load(config.source, config.tokenizer, split)
-  return windows.Windows(found, length, stride)
+  return windows.Windows(_read(config, split), length, stride)
+
+
+def _read(config: TextDataConfig, split: str) -> corpus.Corpus:
+  with splits.named(config, split):
+    return _load(config.source, config.tokenizer, split)
 
 
 @functools.lru_cache(maxsize=4)

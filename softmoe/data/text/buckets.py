@@ -99,6 +99,6 @@ class Order:
 def check(buckets: tuple[int, ...]) -> None:
   """Raises a UserError unless the bounds of the buckets ascend."""
   ascending = all(a < b for a, b in zip(buckets, buckets[1:], strict=False))
-  if not buckets or buckets[0] < 1 or not ascending:
+  if not buckets or not ascending:
     expected = 'ascending numbers of tokens, such as (16, 32, 64)'
     raise UserError('config.data.buckets', buckets, expected)

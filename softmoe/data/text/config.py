@@ -1,8 +1,10 @@
 """The fields of text data."""
 
 import dataclasses
+from typing import Annotated
 
 from softmoe import config
+from softmoe.ranges import COUNT, SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +14,7 @@ class TextDataConfig(config.DataConfig):
   source: str = 'stdlib'
   train_split: str = 'train[:90%]'
   eval_split: str = 'train[90%:]'
-  length: int = 256  # tokens of an example
+  length: Annotated[int, SIZE] = 256  # tokens of an example
   tokenizer: str = 'bytes'  # or 'bpe:FILE.json' or 'sentencepiece:FILE.model'
-  stride: int = 0  # tokens that a window of evaluation moves on by; 0: length
+  # Tokens that a window of evaluation moves on by; 0: length.
+  stride: Annotated[int, COUNT] = 0

@@ -7,16 +7,18 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Int32
 
 from softmoe.config import DataConfig
-from softmoe.data import stream
+from softmoe.data import splits, stream
 from softmoe.data.text import buckets, parallel
 from softmoe.data.text.tokenizers import registry
 from softmoe.data.text.tokenizers.tokenizer import Tokenizer
 from softmoe.errors import UserError
+from softmoe.ranges import SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class PairDataConfig(DataConfig):
   tokenizer: str = ''  # 'bpe:FILE.json', 'sentencepiece:FILE.model' or 'bytes'
   # Tokens of the longer side, with EOS. Longer pairs are not trained on; at
   # evaluation what is longer is cut off.
-  buckets: tuple[int, ...] = (16, 32, 64, 128)
+  buckets: tuple[Annotated[int, SIZE], ...] = (16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ def train_batches(
     UserError: the config, the source or one of its pairs is wrong.
   """
   found = load(config, config.train_split)
-  local = stream.check_rows('batch_size', config.batch_size, rows)
+  local = stream.ascending(config.batch_size, rows)
   order = _order(config, found, config.batch_size, seed)
   order.train(0)  # raises where there is none
 
@@ -138,7 +140,7 @@ def eval_batches(
   """
   found = load(config, split)
   size = config.eval_batch_size
-  local = stream.check_rows('eval_batch_size', size, rows)
+  local = stream.ascending(size, rows)
   batches = _order(config, found, size, 0).evaluation
 
   def load_batch(step: int) -> stream.Batch:
@@ -172,7 +174,8 @@ def load(config: PairDataConfig, split: str) -> Pairs:
     UserError: as `train_batches`.
   """
   buckets.check(config.buckets)
-  return _load(config.source, split, config.tokenizer)
+  with splits.named(config, split):
+    return _load(config.source, split, config.tokenizer)
 
 
 def encode_sources(

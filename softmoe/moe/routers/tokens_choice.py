@@ -149,6 +149,12 @@ class TokensChoice(nnx.Module):
     for name in ('capacity_factor', 'eval_capacity_factor'):
       if getattr(self, name) is not None:
         gating.check_capacity_factor(name, getattr(self, name))
+    require(
+      not (self.batch_priority and self.causal),
+      'batch_priority',
+      True,
+      'False: without a capacity no token goes before another',
+    )
     multiple = self.capacity_multiple
     require(multiple >= 1, 'capacity_multiple', multiple, 'at least 1')
     require(self.noise_std >= 0, 'noise_std', self.noise_std, 'at least 0')

@@ -148,7 +148,7 @@ class _Numbered:
 
 @pytest.mark.parametrize('threads', [0, 2])
 def test_labels_out_of_range(monkeypatch, threads):
-  monkeypatch.setattr(sources, 'open_source', lambda name, split: _Numbered())
+  monkeypatch.setattr(sources, 'open_source', lambda *_: _Numbered())
   config = _plain(num_classes=49, threads=threads)
   expected = 'label of example 49: got 49; .* 0 to 48'
   with pytest.raises(UserError, match=expected):

@@ -16,7 +16,7 @@ def _encoded(image, suffix='png', **options):
 
 
 def _decode(content):
-  return decode.decode(io.BytesIO(content), 'the image')
+  return decode.decode(io.BytesIO(content), 'the image', 32 * 32)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,9 @@ def test_pixels():
 def test_path(tmp_path):
   path = tmp_path / 'x.png'
   path.write_bytes(_encoded(pillow.new('L', (2, 3), 7)))
-  np.testing.assert_array_equal(decode.decode(str(path), 'x'), [[[7]] * 2] * 3)
+  np.testing.assert_array_equal(
+    decode.decode(str(path), 'x', 6), [[[7]] * 2] * 3
+  )
 
 
 def test_deep_images_are_refused():
@@ -64,3 +66,9 @@ def test_a_corrupt_image_is_named(suffix, keep):
   content = _encoded(pillow.fromarray(noise), suffix)[:keep]
   with pytest.raises(UserError, match='the image.*an intact JPEG or PNG'):
     _decode(content)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+  expected = "'the image, 33 x 32 pixels'; at most 1024 .*max_pixels"
+  with pytest.raises(UserError, match=expected):
+    _decode(_encoded(pillow.new('L', (32, 33))))

@@ -84,3 +84,26 @@ def test_folder_without_images(tmp_path):
   (tmp_path / 'cat').mkdir()
   with pytest.raises(UserError, match='a folder for each class'):
     sources.open_source(f'folder:{tmp_path}', 'train')
+
+
+def test_what_is_hidden_or_no_file_is_left_out(tmp_path):
+  _save(tmp_path / 'train/cat/a.png', _grey(10))
+  (tmp_path / 'train/cat/._a.png').write_bytes(b'of a Mac')
+  (tmp_path / 'train/cat/b.png').mkdir()
+  source = sources.open_source(f'folder:{tmp_path}', 'train')
+  assert _examples(source) == [(10, 0)]
+
+
+def test_a_class_whose_images_lie_deeper_is_named(tmp_path):
+  _save(tmp_path / 'train/cat/a.png', _grey(10))
+  _save(tmp_path / 'train/dog/more/b.png', _grey(20))
+  expected = f"got '{tmp_path}/train/dog'; images in it, .* not in 'more'"
+  with pytest.raises(UserError, match=expected):
+    sources.open_source(f'folder:{tmp_path}', 'train')
+
+
+def test_the_limit_of_pixels_is_that_of_the_config(tmp_path):
+  _save(tmp_path / 'cat/a.png', _grey(10))
+  source = sources.open_source(f'folder:{tmp_path}', 'train', max_pixels=23)
+  with pytest.raises(UserError, match='4 x 6 pixels.*at most 23 pixels'):
+    source[0]

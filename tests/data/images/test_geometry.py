@@ -62,6 +62,16 @@ def test_resize_shorter_keeps_the_aspect(size, expected):
   assert geometry.resize_shorter(_image(*size), 6).shape[:2] == expected
 
 
+@pytest.mark.parametrize('size', [(1, 5000), (5000, 1)])
+def test_of_an_elongated_image_the_middle_is_resized(size):
+  image = _image(*size)
+  resized = geometry.resize_shorter(image, 64)
+  assert sorted(resized.shape[:2]) == [64, 16 * 64]
+  middle = geometry.central_crop(image, (16, 16))
+  expected = geometry.resize_shorter(middle, 64)
+  np.testing.assert_array_equal(resized, expected)
+
+
 def test_central_crop():
   image = _image(9, 10)
   crop = geometry.central_crop(image, (3, 4))

@@ -69,3 +69,9 @@ def test_subset_of_a_source_that_knows_nothing():
   subset = source_lib.Selection(_LazySource((4, 5, 6)), range(1, 3))
   assert (subset.num_classes, subset.labels) == (None, None)
   assert subset[1]['label'] == 6
+
+
+def test_images_without_pixels_are_refused():
+  images = np.zeros((2, 0, 8), np.uint8)
+  with pytest.raises(UserError, match='config.data.source.*have pixels'):
+    source_lib.ArraySource(images, np.arange(2))
