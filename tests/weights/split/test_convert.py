@@ -25,6 +25,12 @@ def params(workdir):
   return experiment.task.exchange(params), experiment.config, step
 
 
+def units_of(kernel):
+  """Returns the weights of each hidden unit, those of all experts together."""
+  columns = np.swapaxes(np.asarray(kernel), -1, -2)
+  return sorted(map(tuple, columns.reshape(-1, columns.shape[-1])))
+
+
 def same_metrics(one, other):
   for name, value in other.items():
     if isinstance(value, float) and not name.startswith('moe/'):
@@ -44,15 +50,10 @@ def test_a_language_model(one_device, tmp_path, capsys):
   (old, _, _), (new, config, step) = params(dense), params(out)
   assert (config.name, config.init, step) == ('text, split', f'{dense}@0', 0)
   for i, block in old['blocks'].items():
-    # The units of all experts are the MLP's, each once.
-    columns = lambda w: sorted(
-      map(tuple, np.swapaxes(w, -1, -2).reshape(-1, 8))
-    )
     ours = new['blocks'][i]['mlp']['experts']['stacked']
     for name in ('up', 'factor'):
-      assert columns(ours[name]['kernel']) == columns(
-        np.asarray(block['mlp'][name]['kernel'])[None]
-      )
+      whole = units_of(block['mlp'][name]['kernel'])
+      assert units_of(ours[name]['kernel']) == whole
 
 
 @pytest.mark.slow
