@@ -30,7 +30,7 @@ def dot_general(
   if x.ndim < 3 or any(rest) or sharding.platform() != 'cpu':
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
   # Where the first axis is split, reshapes have to be told that it stays so.
-  place = {'out_sharding': jax.P(first)} if first else {}
+  place: Any = {'out_sharding': jax.P(first)} if first else {}
   rows = jnp.reshape(x, (-1, x.shape[-1]), **place)
   y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
   return jnp.reshape(y, (*x.shape[:-1], -1), **place)

@@ -9,6 +9,7 @@ python -m softmoe.tables thresholds OUT --thresholds 0.5 0.8 0.9 all
 """
 
 import sys
+from typing import Any
 
 from softmoe.process import arguments, launch
 
@@ -40,7 +41,8 @@ def main(argv: list[str]) -> None:
     options.step,
     options.tokens,
   )
-  moe = experiment.config.model.moe
+  config: Any = experiment.config
+  moe = config.model.moe
   print(
     f'{options.out}: {len(moe.blocks)} MLPs, each as {moe.num_experts} experts '
     f'of {moe.expert_dim} units'
