@@ -54,12 +54,7 @@ class Checkpoints:
   """
 
   def __init__(self, directory: str | os.PathLike, config: CheckpointConfig):
-    """Looks at what is there, and makes nothing.
-
-    Raises:
-      UserError: a number in `config` is out of range.
-    """
-    _check(config)
+    """Looks at what is there, and makes nothing."""
     self._config = config
     self._directory = pathlib.Path(directory).expanduser().absolute()
     self._key = f'checkpoints/{next(_opened)}'
@@ -377,14 +372,6 @@ def _metrics(path: pathlib.Path) -> dict[str, float]:
     raise ValueError(f'{_METRICS}: not as written')
   file = path / _METRICS
   return json.loads(file.read_bytes()) if file.exists() else {}
-
-
-def _check(config: CheckpointConfig) -> None:
-  lowest = {'every': 0, 'keep_last': 1, 'keep_every': 0, 'keep_best': 0}
-  for name, minimum in lowest.items():
-    value = getattr(config, name)
-    if value < minimum:
-      raise UserError(f'config.checkpoint.{name}', value, f'{minimum} or more')
 
 
 def _saved(path: pathlib.Path) -> dict[str, str]:
