@@ -41,6 +41,7 @@ MODULES = {
 }
 NEVER_IMPORTED = {
   'beartype': 'tests/conftest.py names it, to check shapes',
+  'huggingface_hub': 'softmoe/weights/hub.py asks for it by its name',
   'jax-cuda12-plugin': 'JAX loads it, to compile for GPUs',
   'jax-cuda12-pjrt': 'JAX loads it, to compile for GPUs',
   'nvidia-cuda-nvcc-cu12': 'the compiler for GPUs runs its programs',
@@ -61,6 +62,8 @@ def imported(paths):
         names |= {alias.name for alias in node.names}
       elif isinstance(node, ast.ImportFrom):
         names.add(node.module)
+      elif isinstance(node, ast.Call) and 'importorskip' in ast.dump(node.func):
+        names.add(node.args[0].value)
   return names
 
 

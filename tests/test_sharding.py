@@ -331,6 +331,7 @@ def test_experts_are_split_without_fsdp(mesh):
   assert {spec_of(w) for w in jax.tree.leaves(params)} == {P()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [('data', 'expert'), ('expert',)])
 def test_a_layer_needs_the_axis_of_the_experts_alone(axes):
   layer = SoftMoE(4, num_experts=4, rngs=nnx.Rngs(0))

@@ -10,6 +10,7 @@ of all, and gets the name of its step once all of it is on disk. Whatever has
 such a name is whole, and its checksums tell whether it still is.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -280,7 +281,17 @@ class Checkpoints:
         self._commit(new, path, parts)
       peers.meet(f'{key}/saved')
     except Exception as e:
+      self._clear(new)
       raise WriteFailed(f'checkpoint {path}', e) from e
+
+  def _clear(self, new: pathlib.Path) -> None:
+    """Removes what a save made anew where the directory was deleted."""
+    with contextlib.suppress(OSError):
+      if self._directory.stat().st_ino != self._inode:
+        for left in self._directory.glob(f'{new.name}*'):
+          shutil.rmtree(left)
+        self._directory.rmdir()
+        self._directory.parent.rmdir()
 
   def _commit(
     self, new: pathlib.Path, path: pathlib.Path, parts: list[str]

@@ -125,6 +125,7 @@ def test_a_capacity_of_evaluation_alone_counts_in_evaluation_alone():
   assert not flops.forward(config, training=True).is_fixed
 
 
+@pytest.mark.slow
 def test_dropless_experts_count_as_many_as_are_wanted():
   three = sparse('bias_balanced', k=3)()
   assert three == pytest.approx(2 * MLP + ROUTING, rel=0.05)

@@ -86,6 +86,7 @@ def test_every_size_by_formula(one_device, size):
   assert count(imagenet(f'{size}/14'), one_device) == expected
 
 
+@pytest.mark.slow
 def test_scan_changes_no_count(one_device):
   config = experiment_lib.parse(JFT['get_config']('soft-s16'))
   assert config.model.scan

@@ -96,6 +96,7 @@ def train(model, steps, m=16):
   return params, history
 
 
+@pytest.mark.slow
 def test_a_plain_loop_balances_the_load():
   params, history = train(make(bias()), 60)
   share = [float(metrics['receive_max']) for metrics in history]

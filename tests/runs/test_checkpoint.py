@@ -259,14 +259,6 @@ def test_step_that_does_not_exist(tmp_path):
       checkpoints.restore({}, step=5)
 
 
-@pytest.mark.parametrize('field', ['every', 'keep_last', 'keep_best'])
-def test_bad_config_names_the_field(tmp_path, field):
-  config = dataclasses.replace(KEEP_ALL, **{field: -1})
-  with pytest.raises(UserError) as error:
-    checkpoint.Checkpoints(tmp_path, config)
-  assert error.value.field == f'config.checkpoint.{field}'
-
-
 KILLED = """
 import os, sys
 import jax.numpy as jnp, numpy as np

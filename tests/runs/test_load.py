@@ -31,6 +31,7 @@ def test_the_model_is_that_of_the_checkpoint(finished, one_device, step):
   np.testing.assert_array_equal(logits(model, images), logits(expected, images))
 
 
+@pytest.mark.slow
 def test_on_another_mesh_it_says_the_same(finished):
   images = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
   found = []

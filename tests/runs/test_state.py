@@ -35,6 +35,7 @@ def test_every_mesh_starts_from_the_same_state(built):
     np.testing.assert_array_equal(leaf, eight[name], name)
 
 
+@pytest.mark.slow
 def test_split_weights_start_the_same_to_the_last_bit_but_one(built):
   """The compiler vectorises short rows otherwise, and rounds otherwise."""
   one = leaves(state_lib.init(built(1, 1)))

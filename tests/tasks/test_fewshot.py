@@ -60,6 +60,7 @@ def test_it_is_the_ridge_regression_of_features_that_any_mesh_sees(
   assert metrics[8]['fewshot/5shot'] > 0.3  # more than chance, untrained
 
 
+@pytest.mark.slow
 def test_features_are_what_the_head_sees(tiny):
   """And each is that of its own image, batches being filled up."""
   experiment = build(tiny, data__eval_batch_size=64)

@@ -51,7 +51,7 @@ def alone():
   ('mesh', 'parts', 'devices'),
   [
     ('data:1', 2, 1),
-    ('data:2,expert:4', 2, 8),
+    pytest.param('data:2,expert:4', 2, 8, marks=pytest.mark.slow),
     pytest.param('data:2,expert:4', 1, 8, marks=pytest.mark.slow),
     pytest.param('expert:8', 1, 8, marks=pytest.mark.slow),
     pytest.param('expert:8', 2, 8, marks=pytest.mark.slow),

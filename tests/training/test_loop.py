@@ -241,6 +241,7 @@ def test_a_second_start_is_refused(copied, one_device, tmp_path):
   loop.train(config, workdir)
 
 
+@pytest.mark.slow
 def test_lost_metrics_and_a_reset_optimizer_are_told(
   copied, one_device, capsys, monkeypatch
 ):
@@ -260,6 +261,7 @@ def test_lost_metrics_and_a_reset_optimizer_are_told(
   assert 'count of checkpoint 8 is 0: it was reset' in err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_checksums_loads_with_a_warning(
   copied, one_device, capsys
 ):

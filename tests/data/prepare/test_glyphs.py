@@ -188,8 +188,8 @@ def test_a_folder_with_something_is_refused(tmp_path):
 @pytest.mark.parametrize(
   'argv, line',
   [
-    ([], 'NAME OUT'),
-    (['glyphs'], 'NAME OUT'),
+    ([], 'required: NAME, OUT'),
+    (['glyphs'], 'required: OUT'),
     (['runes', 'out'], "NAME: got 'runes'; one of .*'glyphs'"),
   ],
 )

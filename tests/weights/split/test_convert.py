@@ -37,6 +37,7 @@ def same_metrics(one, other):
       assert one[name] == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_language_model(one_device, tmp_path, capsys):
   config = untrained.text(scan=True, activation='swiglu')
   dense = untrained.run(config, tmp_path / 'dense')
