@@ -26,6 +26,7 @@ install_import_hook('softmoe', 'beartype.beartype')
 
 from softmoe import experiment as experiment_lib  # noqa: E402
 from softmoe import sharding  # noqa: E402
+from softmoe.process import launch  # noqa: E402
 from softmoe.training import loop  # noqa: E402
 
 NO_MESH = jax.sharding.get_mesh()
@@ -93,6 +94,13 @@ def environment(tmp_path_factory):
   for name in ('XLA_FLAGS', 'GLIBC_TUNABLES', 'JAX_NUM_CPU_DEVICES'):
     environment.pop(name, None)
   return environment
+
+
+@pytest.fixture
+def launched(monkeypatch):
+  """Lets a command run in the tests' process, whose heap and devices stay."""
+  monkeypatch.setattr(launch, 'keep_heap', lambda: None)
+  monkeypatch.setattr(launch, 'use_cores', lambda: None)
 
 
 @pytest.fixture(scope='session')

@@ -31,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from softmoe.config import CheckpointConfig
 from softmoe.errors import UserError, WriteFailed
 from softmoe.process import peers
-from softmoe.runs import background, checksums, disk
+from softmoe.runs import background, checksums, disk, leaves
 
 Tree = Any  # a nested pytree of arrays, or of jax.ShapeDtypeStruct
 
@@ -123,7 +123,7 @@ class Checkpoints:
         model.
     """
     path = self._intact(step)
-    _compare(path, _saved(path), _describe(abstract_state))
+    leaves.compare(path, _saved(path), leaves.describe(abstract_state))
     return ocp.load(str(path), abstract_state)
 
   def restore_params(
@@ -143,7 +143,7 @@ class Checkpoints:
     path = self._intact(step)
     wanted: Any = {key: abstract_params}
     saved = {k: v for k, v in _saved(path).items() if k.split('/')[0] == key}
-    _compare(path, saved, _describe(wanted))
+    leaves.compare(path, saved, leaves.describe(wanted))
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
@@ -287,7 +287,8 @@ class Checkpoints:
   def _clear(self, new: pathlib.Path) -> None:
     """Removes what a save made anew where the directory was deleted."""
     with contextlib.suppress(OSError):
-      if self._directory.stat().st_ino != self._inode:
+      replaced = self._directory.stat().st_ino != self._inode
+      if replaced and self._inode is not None:  # as the first process knows it
         for left in self._directory.glob(f'{new.name}*'):
           shutil.rmtree(left)
         self._directory.rmdir()
@@ -389,28 +390,4 @@ def _saved(path: pathlib.Path) -> dict[str, str]:
   metadata = ocp.metadata(str(path)).metadata
   if metadata is None:
     raise ValueError('its metadata is damaged')
-  return _describe(metadata)
-
-
-def _describe(tree: Tree) -> dict[str, str]:
-  """Returns path -> type and shape, such as 'float32[384,10]', of each leaf."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _compare(
-  path: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]
-) -> None:
-  """Raises if the saved leaves are not those that are wanted."""
-  for name in [*wanted, *saved]:
-    there, here = saved.get(name, 'nothing'), wanted.get(name, 'nothing')
-    if there != here:
-      raise UserError(
-        f'checkpoint {path}',
-        f'{there} at {name}',
-        f'this config has {here} there: it is of another model or optimizer',
-      )
+  return leaves.describe(metadata)

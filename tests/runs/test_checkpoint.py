@@ -259,6 +259,27 @@ def test_step_that_does_not_exist(tmp_path):
       checkpoints.restore({}, step=5)
 
 
+def test_a_failed_save_clears_what_it_made_where_the_directory_was_deleted(
+  tmp_path,
+):
+  directory = tmp_path / 'run' / 'checkpoints'
+  left = directory / '.saving-1-x.orbax-checkpoint-tmp'
+  left.mkdir(parents=True)
+  checkpoints = checkpoint.Checkpoints(directory, KEEP_ALL)
+  checkpoints._clear(directory / '.saving-1-x')
+  assert left.exists()  # only the first process knows whose directory it is
+  checkpoints._inode = directory.stat().st_ino
+  checkpoints._clear(directory / '.saving-1-x')
+  assert left.exists()
+  checkpoints._inode += 1  # another directory than the one it saved into
+  (directory / '1').mkdir()
+  checkpoints._clear(directory / '.saving-1-x')
+  assert not left.exists() and (directory / '1').exists()
+  (directory / '1').rmdir()
+  checkpoints._clear(directory / '.saving-1-x')
+  assert not directory.parent.exists()
+
+
 KILLED = """
 import os, sys
 import jax.numpy as jnp, numpy as np

@@ -9,6 +9,8 @@ from softmoe.models import config as model_config
 from softmoe.tables.thresholds import command, measure, page, table
 from tests import untrained
 
+pytestmark = pytest.mark.usefixtures('launched')
+
 
 @pytest.fixture
 def run(one_device, tmp_path):

@@ -14,6 +14,8 @@ from softmoe.weights.split import __main__ as command
 from softmoe.weights.split import convert
 from tests import untrained
 
+pytestmark = pytest.mark.usefixtures('launched')
+
 
 @pytest.fixture
 def dense(one_device, tmp_path):
