@@ -86,7 +86,7 @@ def pad_and_crop(image: Image, padding: int, rng: np.random.Generator) -> Image:
   left = int(rng.integers(2 * padding + 1))
   rows = _reflection(height, padding)[top : top + height]
   columns = _reflection(width, padding)[left : left + width]
-  return image[rows[:, None], columns]
+  return image.take(rows, axis=0).take(columns, axis=1)
 
 
 def random_flip(image: Image, rng: np.random.Generator) -> Image:
