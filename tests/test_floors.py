@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path('softmoe')
 # does not use it.
 FLOORS = (
   ('commands', 'generate'),
-  ('plan', 'tables', 'evaluation', 'training'),
+  ('bench', 'plan', 'tables', 'evaluation', 'training'),
   ('weights',),
   ('runs', 'costs'),
   ('experiment',),

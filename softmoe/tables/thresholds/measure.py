@@ -15,9 +15,9 @@ from jax import numpy as jnp
 from softmoe.costs import flops
 from softmoe.data import prefetch
 from softmoe.errors import UserError
+from softmoe.process import interleaved
 from softmoe.runs import load
 from softmoe.runs import workdir as workdir_lib
-from softmoe.tables import timing
 from softmoe.tasks import means
 
 ALL = math.inf  # the threshold at which every expert is on
@@ -81,7 +81,7 @@ def measure(
   runs = [Run(workdir, thresholds, step, split) for workdir in workdirs]
   found = {(r, t): r.evaluate(t) for r in runs for t in r.thresholds}
   programs = {(r, t): r.forward(t) for r in runs for t in r.thresholds}
-  seconds = timing.interleaved(programs, rounds)
+  seconds = interleaved.seconds(programs, rounds)
   return [
     Row(
       run=run.name,
