@@ -109,6 +109,8 @@ class Config:
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: Annotated[int, STEP] = 50
   eval_every: Annotated[int, STEP_OR_OFF] = 0  # steps; 0: at the end only
+  # First and last step of a trace, written to `workdir/profile`; empty: none.
+  profile: tuple[Annotated[int, STEP], ...] = ()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()

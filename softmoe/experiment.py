@@ -247,6 +247,12 @@ def check(
       config.init != '' or config.init_head == 'keep',
       "'keep', since there is no config.init",
     ),
+    (
+      'profile',
+      len(config.profile) in (0, 2)
+      and [*config.profile] == sorted(config.profile),
+      'the first and the last step, or nothing',
+    ),
     ('init_allow', _is_regex(config.init_allow), 'a regular expression'),
     (
       'optimizer.accumulate',

@@ -60,6 +60,7 @@ def _by_expert(
   return jnp.argsort(expert, stable=True)
 
 
+@jax.named_scope('exchange')
 def ragged_all_to_all(
   rows: Float[Array, 'n d'],
   sent: Int[Array, ' r'],

@@ -57,6 +57,7 @@ def choose(
   return 'grouped' if bounded and platform != 'cpu' else 'fused'
 
 
+@jax.named_scope('experts')
 def run_fused(
   routed: routing.Assignment,
   x: Float[Array, 'n d'],
@@ -94,6 +95,7 @@ def run_fused(
   return y, executed
 
 
+@jax.named_scope('experts')
 def run_grouped(
   routed: routing.Assignment,
   x: Float[Array, 'n d'],
