@@ -87,7 +87,9 @@ def parts(program: str, events: list[dict], steps: int) -> Times:
       part = found[-1] if found else REST
       total['transpose(' in name][part] += event['dur'] / 1e3 / steps
   forward, backward = total[False], total[True]
-  return {p: (forward[p], backward[p]) for p in {*forward, *backward}}
+  return {
+    p: (float(forward[p]), float(backward[p])) for p in {*forward, *backward}
+  }
 
 
 def table(times: Times, top: int) -> str:
