@@ -11,7 +11,6 @@ routing and mixing take no time in it.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -52,7 +51,7 @@ def _where(options: argparse.Namespace) -> dict[str, Any]:
   return {
     'machine': origin.machine(),
     'device': jax.devices()[0].device_kind,
-    'threads': os.cpu_count() if jax.default_backend() == 'cpu' else None,
+    'threads': len(launch.cores()) if jax.default_backend() == 'cpu' else None,
     'versions': origin.versions(),
     'commit': origin.commit(),
     'dtype': options.dtype,

@@ -1,12 +1,11 @@
 """What the machine at hand can do at best: the floor under every time."""
 
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import numpy as jnp
+
+from softmoe.process import interleaved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +37,8 @@ def measure(dtype: str, size: int = 0) -> Rates:
   matmul = jax.jit(lambda x: x @ x)
   y = jnp.ones((16 * size, size), dtype)
   copy = jax.jit(lambda y: y + 1)
+  programs = {'matmul': lambda: matmul(x), 'copy': lambda: copy(y)}
+  best = {n: min(s) for n, s in interleaved.seconds(programs, 5).items()}
   return Rates(
-    flops=2 * size**3 / _best(lambda: matmul(x)),
-    memory=2 * y.nbytes / _best(lambda: copy(y)),
+    flops=2 * size**3 / best['matmul'], memory=2 * y.nbytes / best['copy']
   )
-
-
-def _best(program: Callable[[], Any], repeats: int = 5) -> float:
-  jax.block_until_ready(program())
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(program())
-    seconds.append(time.perf_counter() - start)
-  return min(seconds)

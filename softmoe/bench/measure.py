@@ -110,7 +110,7 @@ def measure(
     equal = middle.get((name, kind, 'equal'))
     low, high = np.quantile(times[name, kind, 'programs'], [0.25, 0.75])
     times_forward = 1 if kind == 'forward' else 3
-    flops = 4 * x.shape[0] * x.shape[1] * size.width * layer.units
+    flops = 4 * size.examples * size.tokens * size.width * layer.units
     moved = float(layer.weights + 2 * x.nbytes)
     return Row(
       layer=name,

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator
 
 from softmoe.errors import UserError
-from softmoe.process import arguments
 from softmoe.tables import markdown
 from softmoe.tables import options as options_lib
 
@@ -44,9 +43,8 @@ def main(argv: list[str]) -> None:
   """Prints the table of a run's profile."""
   parser = options_lib.Parser('profile', 'Says where the time of a step goes.')
   parser.add_argument('workdir', metavar='WORKDIR', help='of a profiled run')
-  parser.add_argument('--top', type=arguments.positive, default=len(PARTS) + 1)
   options = parser.parse_args(argv)
-  print(table(read(pathlib.Path(options.workdir)), options.top))
+  print(table(read(pathlib.Path(options.workdir))))
 
 
 def read(workdir: pathlib.Path) -> Times:
@@ -57,16 +55,16 @@ def read(workdir: pathlib.Path) -> Times:
   """
   folder = workdir / 'profile'
   traces = sorted(folder.glob('**/*.trace.json.gz'))
-  if not traces or not (folder / 'train_step.txt').exists():
+  if not traces or not (folder / 'steps.json').exists():
     expected = "a run that was trained with --config.profile='(FIRST, LAST)'"
     raise UserError('WORKDIR', str(workdir), expected)
-  first, last = json.loads((workdir / 'config.json').read_text())['profile']
+  steps = json.loads((folder / 'steps.json').read_text())
   program = (folder / 'train_step.txt').read_text()
   try:
     events = json.loads(gzip.decompress(traces[-1].read_bytes()))['traceEvents']
   except (OSError, EOFError, ValueError, KeyError) as e:
     raise UserError('WORKDIR', str(traces[-1]), f'a trace ({e})') from e
-  return parts(program, events, last - first + 1)
+  return parts(program, events, steps)
 
 
 def parts(program: str, events: list[dict], steps: int) -> Times:
@@ -92,7 +90,7 @@ def parts(program: str, events: list[dict], steps: int) -> Times:
   }
 
 
-def table(times: Times, top: int) -> str:
+def table(times: Times) -> str:
   """Returns the table, the parts that take longest first."""
   whole = sum(map(sum, times.values()))
   rows = [
@@ -107,7 +105,7 @@ def table(times: Times, top: int) -> str:
   rows.sort(key=lambda row: -sum(times[row[0]]))
   total = [sum(column) for column in zip(*times.values(), strict=True)]
   rows = [
-    *rows[:top],
+    *rows,
     ('all', *(f'{t:.2f}' for t in total), _share(whole, whole)),
   ]
   return markdown.table(('part', 'forward, ms', 'backward, ms', 'share'), rows)

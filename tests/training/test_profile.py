@@ -1,12 +1,14 @@
 """A trace of some steps, and the table that is made of it."""
 
-import json
+import dataclasses
 
+import jax
 import pytest
 
 from softmoe.errors import UserError
 from softmoe.tables import profile
 from softmoe.training import loop
+from softmoe.training import profile as trace_lib
 
 PROGRAM = """
   %dot.1 = f32[2]{0} dot(f32[2]{0} %a), metadata={op_name="jit(s)/mlp/dot"}
@@ -31,9 +33,10 @@ def test_time_is_of_the_innermost_part():
     'experts': (0.5, 0),
     profile.REST: (0.25, 0),
   }
-  lines = profile.table(found, 1).splitlines()
-  assert [line.split()[1] for line in lines[2:]] == ['mlp', 'all']
-  assert '87.0 %' in lines[2] and '100.0 %' in lines[3]
+  lines = profile.table(found).splitlines()
+  names = [line.split(' | ')[0].strip('| ') for line in lines[2:]]
+  assert names == ['mlp', 'experts', profile.REST, 'all']
+  assert '87.0 %' in lines[2] and '100.0 %' in lines[-1]
 
 
 def test_steps_are_profiled(tiny, one_device, tmp_path, capsys):
@@ -44,8 +47,18 @@ def test_steps_are_profiled(tiny, one_device, tmp_path, capsys):
   printed = capsys.readouterr().out
   for part in ('attention', 'mlp', 'router', 'experts', 'optimizer'):
     assert f'\n| {part} ' in printed
-  # A step that is past is none; and to profile or not is no other run.
-  loop.train(config, tmp_path / 'run')
+  assert (tmp_path / 'run/profile/steps.json').read_text() == '2'
+  # To profile or not is no other run.
+  loop.train(dataclasses.replace(config, profile=()), tmp_path / 'run')
+
+
+def test_a_run_that_goes_on_among_the_steps(tmp_path):
+  step = jax.jit(lambda x: x + 1)
+  traced = trace_lib.Profile((2, 5), tmp_path)
+  for number in (4, 5, 6):  # of a run that was saved at 3
+    traced.before(number, step, 1.0)
+    traced.after(number, step(1.0))
+  assert (tmp_path / 'profile/steps.json').read_text() == '2'
 
 
 def test_without_a_profile(finished):
@@ -55,8 +68,8 @@ def test_without_a_profile(finished):
 
 def test_a_torn_trace(tmp_path):
   (tmp_path / 'profile').mkdir()
-  (tmp_path / 'config.json').write_text(json.dumps({'profile': [1, 2]}))
   (tmp_path / 'profile' / 'train_step.txt').write_text(PROGRAM)
+  (tmp_path / 'profile' / 'steps.json').write_text('2')
   (tmp_path / 'profile' / 'a.trace.json.gz').write_bytes(b'\x1f\x8b torn')
   with pytest.raises(UserError, match='a trace'):
     profile.read(tmp_path)
