@@ -58,7 +58,7 @@ def shared(
   """
 
   def update(updates, state, params=None):
-    some = jax.tree.map(lambda share: np.sign(share), shares)
+    some = jax.tree.map(lambda share: np.asarray(share > 0, np.float32), shares)
     updates, state = optimizer.update(_times(updates, some), state, params)
     return _times(updates, shares), state
 

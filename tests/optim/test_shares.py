@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax import numpy as jnp
 
@@ -82,10 +81,7 @@ def test_shares_are_of_the_whole_update_and_frozen_gradients_are_in_no_norm(
   np.testing.assert_array_equal(found['a'], np.zeros((2, 3)))
   np.testing.assert_allclose(found['b'], expected['b'], rtol=1e-6)
   scale = np.array([[0.5], [0.25]])
-  np.testing.assert_allclose(
-    found['scan'], scale * expected['scan'], rtol=1e-6
-  )
-  assert float(optax.global_norm(expected)) > 0
+  np.testing.assert_allclose(found['scan'], scale * expected['scan'], rtol=1e-6)
 
 
 def test_blocks_of_a_scan_have_shares_of_their_own(tiny):

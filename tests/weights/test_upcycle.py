@@ -1,7 +1,5 @@
 """MoE layers out of dense MLPs: where they compute the same, and where not."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -66,12 +64,12 @@ def error(y, found):
 EXACT = {
   'top 2, normalised': TOP2,
   'top 1, normalised': TOP2 | dict(k=1),
-  'top 2 of null experts too': TOP2 | dict(num_null=0),
+  'a shared MLP, and soft experts': dict(router='soft', shared_dim=F),
+  'a shared MLP, and ReLU': dict(router='relu', k=2, shared_dim=F) | HALVES,
   'top 4 of halves': TOP2 | HALVES | dict(k=4),
   'top 2 of halves': TOP2 | HALVES,
   'quarters beside a shared one': TOP2 | dict(expert_dim=4, shared_dim=8),
   'balanced by a bias': dict(router='bias_balanced', k=2),
-  'by hash': dict(router='hash'),
   'experts take all tokens': dict(
     router='experts_choice', capacity_factor=float(E)
   ),
@@ -86,7 +84,74 @@ EXACT = {
 
 @pytest.mark.parametrize('moe', EXACT.values(), ids=EXACT)
 def test_it_computes_what_the_mlp_does(moe):
-  if moe['router'] == 'hash':
-    pytest.skip('takes token ids')
   y, found, _ = outputs(moe)
   assert error(y, found) < 1e-6
+
+
+def test_swiglu_is_split_too():
+  moe = TOP2 | HALVES | dict(shared_dim=8, expert_dim=4)
+  y, found, _ = outputs(moe, activation='swiglu')
+  assert error(y, found) < 1e-6
+
+
+# Copies, so that a token gets what the MLP says times the gates that are left.
+BY_GATES = {
+  'top 2': TOP2 | dict(normalize=False),
+  'tokens are dropped': TOP2 | dict(capacity_factor=0.5),
+  'experts take two tokens each': dict(
+    router='experts_choice', capacity_factor=1.0
+  ),
+  'up to a threshold': dict(router='threshold', threshold=0.7),
+  'positive logits': dict(router='relu', k=2),
+}
+
+
+@pytest.mark.parametrize('moe', BY_GATES.values(), ids=BY_GATES)
+def test_it_is_off_by_the_sum_of_the_gates(moe):
+  y, found, routed = outputs(moe, scale=2.0)
+  gates = jnp.sum(routed.gates * routed.granted, axis=-1, keepdims=True)
+  assert error(2 * gates * y, found) < 1e-6
+  assert error(y, outputs(moe)[1]) > 0.02
+
+
+def test_a_threshold_leaves_no_more_than_it_says():
+  y, found, _ = outputs(dict(router='threshold', threshold=0.7))
+  left = jnp.linalg.norm(found - y, axis=-1) / jnp.linalg.norm(y, axis=-1)
+  assert 0.01 < float(jnp.max(left)) < 0.3
+
+
+def test_soft_experts_see_means_of_tokens():
+  y, found, slots = outputs(dict(router='soft', slots_per_expert=2))
+  x = np.random.default_rng(3).normal(size=(2, M, D)).astype(np.float32)
+  mlp, _ = layers(dict(router='soft', slots_per_expert=2))
+  means = mlp(jnp.einsum('bmd,bmes->besd', x, slots.dispatch))
+  expected = jnp.einsum('besd,bmes->bmd', means, slots.combine)
+  assert error(expected, found) < 1e-6
+  assert error(y, found) > 0.5
+
+
+@pytest.mark.parametrize('moe', [{}, HALVES], ids=['whole', 'halves'])
+def test_soft_experts_are_the_mlp_where_all_tokens_are_alike(moe):
+  x = np.broadcast_to(np.random.default_rng(4).normal(size=D), (1, M, D))
+  y, found, _ = outputs(dict(router='soft') | moe, x)
+  assert error(y, found) < 1e-6
+
+
+def test_noise_sets_copies_apart():
+  _, layer = layers(TOP2, noise=0.1)
+  kernel = layer.experts.stacked.up.kernel[...]
+  deviation = jnp.std(kernel - jnp.mean(kernel, axis=0))
+  assert 0.05 < float(deviation / jnp.std(kernel)) < 0.15
+
+
+@pytest.mark.parametrize(
+  ('moe', 'expected'),
+  [
+    (dict(expert_dim=5), 'expert_dim: got 5; a divisor of 16'),
+    (dict(expert_dim=4, num_experts=6), 'num_experts: got 6; a multiple of 4'),
+    (dict(shared_dim=20), 'shared_dim: got 20; at most 16'),
+  ],
+)
+def test_sizes_that_do_not_fit_are_named(moe, expected):
+  with pytest.raises(UserError, match=expected):
+    layers(TOP2 | moe)
