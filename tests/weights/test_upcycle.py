@@ -6,10 +6,16 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import experiment as experiment_lib
 from softmoe.config import UpcycleConfig
 from softmoe.errors import UserError
 from softmoe.models import mixtures
-from softmoe.models.config import MoEConfig, TransformerConfig
+from softmoe.models.config import (
+  DecoderConfig,
+  MoEConfig,
+  TransformerConfig,
+)
+from softmoe.tasks import language
 from softmoe.weights import upcycle
 
 D, F, E, M = 8, 16, 8, 12
@@ -140,7 +146,7 @@ def test_soft_experts_are_the_mlp_where_all_tokens_are_alike(moe):
 def test_noise_sets_copies_apart():
   _, layer = layers(TOP2, noise=0.1)
   kernel = layer.experts.stacked.up.kernel[...]
-  deviation = jnp.std(kernel - jnp.mean(kernel, axis=0))
+  deviation = jnp.std(kernel - jnp.mean(kernel, axis=0, keepdims=True))
   assert 0.05 < float(deviation / jnp.std(kernel)) < 0.15
 
 
@@ -155,3 +161,28 @@ def test_noise_sets_copies_apart():
 def test_sizes_that_do_not_fit_are_named(moe, expected):
   with pytest.raises(UserError, match=expected):
     layers(TOP2 | moe)
+
+
+def test_a_language_model_is_upcycled_too(tmp_path):
+  (tmp_path / 'a.txt').write_text('one two three four five')
+  sizes = dict(width=D, depth=2, mlp_dim=F, num_heads=2, vocab_size=257)
+  data = language.Config().data.__class__(
+    source=f'text:{tmp_path}', tokenizer='bytes', length=8
+  )
+  moe = MoEConfig(blocks=(1,), num_experts=E, **TOP2 | HALVES | dict(k=4))
+  build = lambda moe: experiment_lib.build(
+    language.Config(model=DecoderConfig(**sizes, moe=moe), data=data),
+    jax.devices()[:1],
+    training=False,
+  )
+  dense, sparse = build(MoEConfig()), build(moe)
+  params = jax.tree.map(lambda w: w + 0.01, dense.init_params())
+  made = upcycle.upcycle(
+    params, sparse.init_params(), UpcycleConfig(True), jax.random.key(0)
+  )
+  batch = jax.tree.map(
+    lambda x: jnp.full(x.shape, 7, x.dtype), dense.task.abstract_batch(2)
+  )
+  infer = lambda e, params: e.task.infer(nnx.merge(e.graphdef, params), batch)
+  y, found = infer(dense, params), infer(sparse, made)
+  np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
