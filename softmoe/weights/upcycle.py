@@ -167,7 +167,7 @@ def _noisy(experts: Params, noise: float, key: PRNGKeyArray) -> Params:
   if not noise:
     return experts
 
-  def add(path: tuple, w: Array) -> Array:
+  def add(path: tuple, w: Any) -> Array:
     if path[-1] != 'kernel':
       return w
     own = jax.random.fold_in(key, sorted(experts).index(path[0]))
