@@ -29,12 +29,16 @@ def build(observed: Observed, found: Found) -> list[Section]:
 
 
 def _samples(observed: Observed) -> Section:
-  text = [
-    'Of images: the weight of each patch in a slot, or for an expert that it '
-    'reaches, as a share of the largest, which is written below. Those of the '
-    'largest weights are shown. Of text: the expert of the largest weight.'
-  ]
-  return Section('samples', 'Samples', text, samples.figures(observed))
+  figures = samples.figures(observed)
+  words = (
+    'The weight of each patch in a slot, or for an expert that it reaches, as '
+    'a share of the largest, which is written below. Slots or experts of the '
+    'largest weights are shown.'
+    if figures
+    else 'The number behind a token, and its colour, is the expert of the '
+    'largest weight; a token without any gets nothing.'
+  )
+  return Section('samples', 'Samples', [words], figures)
 
 
 def _load(found: Found) -> Section:
@@ -61,8 +65,8 @@ def _load(found: Found) -> Section:
 
 def _weights(found: Found) -> Section:
   text = [
-    'Left, how much of its whole weight a token gets from its largest weights, '
-    'on average; right, the quantiles of all weights.'
+    'How much of its whole weight a token gets from its largest weights, on '
+    'average; and the quantiles of all weights.'
   ]
   each = lambda line: {k['name']: line(k) for k in found['layers']}
   shares = 100 * numbers.QUANTILES

@@ -15,7 +15,7 @@ from PIL import Image
 from softmoe.tables.report.plots import axes, svg
 from softmoe.tables.report.plots.svg import WIDTH, Length
 
-_ABOVE, _BELOW = (6, 100, 220), (214, 90, 10)  # blue and orange
+_ABOVE, _BELOW = (238, 110, 0), (6, 100, 220)  # orange and blue
 _COLUMNS, _GAP, _WORDS = 4, 8, 14
 _HEAD = 20  # of a map, for its scale
 
@@ -47,7 +47,7 @@ def map_of(
   height = max(rows * WIDTH / columns, 90)
   words = f'no colour: {axes.number(middle)}, full: {axes.number(high)}'
   if middle > low:
-    words = f'orange: {axes.number(low)}, blue: {axes.number(high)}'
+    words = f'blue: {axes.number(low)}, orange: {axes.number(high)}'
   shaded = shade((values - middle) / span)
   inside = [svg.text(2, 12, words, 'a', 'start')]
   inside += [_image(shaded, 0, _HEAD, WIDTH, height)]
