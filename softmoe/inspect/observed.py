@@ -104,7 +104,7 @@ def observe(workdir: Any, step: str, split: str) -> Observed:
   real = local['mask'] > 0
   local = {name: value[real] for name, value in local.items()}
   layers = [
-    _layer(path, moe, *jax.device_get(shown[path]), real)
+    _layer(path, moe, *shown[path], real)
     for path, *_, moe in watched.places(model)
   ]
   without = _without(experiment, params, batch)
@@ -117,13 +117,21 @@ def _block_by_block(
   """Returns the experiment whose layers can be watched, on a batch to see."""
   config: Any = experiment.config
   model = dataclasses.replace(config.model, scan=False, remat=False)
-  unit = experiment.mesh.size * experiment.group_size
+  unit = experiment.mesh.size * _group_size(experiment)
   most = _MOST_TOKENS // experiment.task.units_per_example
   most = min(most, _MOST_EXAMPLES, config.data.eval_batch_size)
   size = unit * max(1, most // unit)
   data = dataclasses.replace(config.data, eval_batch_size=size)
   config = dataclasses.replace(config, model=model, data=data)
   return experiment_lib.build(config, training=False)
+
+
+def _group_size(experiment: experiment_lib.Experiment) -> int:
+  """Returns how many examples fill the groups of every router."""
+  model = experiment_lib.abstract_model(experiment.task)
+  routers = [moe.router for moe in experiment_lib.moe_layers(model)]
+  across = (r.group_size for r in routers if hasattr(r, 'across_examples'))
+  return math.lcm(experiment.group_size, *across)
 
 
 def _first_batch(
@@ -149,18 +157,18 @@ def _layer(
   path: str,
   moe: layer.MoE,
   routed: routing.Slots | routing.Assignment,
-  real: np.ndarray,
-  examples: np.ndarray,
+  real: jax.Array,
+  examples: Bool[np.ndarray, ' b'],
 ) -> Layer:
   """Returns what a layer did with those of the examples that are real."""
   wanted = granted = None
   if isinstance(routed, routing.Slots):
-    flat = lambda w: w.reshape(*w.shape[:2], -1)[examples]
+    flat = lambda w: np.asarray(w).reshape(*w.shape[:2], -1)[examples]
     take, give = flat(routed.dispatch), flat(routed.combine)
   else:
     wanted = (np.asarray(routed.priority) > -np.inf)[examples]
     granted = np.asarray(routed.granted)[examples]
-    take = give = np.where(granted, routed.gates[examples], 0)
+    take = give = np.where(granted, np.asarray(routed.gates)[examples], 0)
   router = moe.router
   return Layer(
     name=path,
@@ -170,7 +178,7 @@ def _layer(
     give=give,
     wanted=wanted,
     granted=granted,
-    real=real[examples],
+    real=np.asarray(real)[examples],
     slots=_slots(router, take.shape[-1]),
   )
 

@@ -47,19 +47,18 @@ def _load(found: Found) -> Section:
     'tokens that an expert keeps, of slots the mean weight of their outputs. '
     'Dropped is the part of the tokens that want an expert and are not kept.'
   ]
-  ranked = lambda key: {
-    one['name']: _ranks(sorted(one[key], reverse=True))
-    for one in found['layers']
-    if one[key] is not None
-  }
-  figures = [
-    _lines(title, 'rank', unit, ranked(key))
-    for key, title, unit in (
-      ('load', 'Load of experts', 'share of the tokens'),
-      ('dropped', 'Dropped by experts', 'share of those that want it'),
-    )
-    if ranked(key)
-  ]
+  figures = []
+  for key, title, unit in (
+    ('load', 'Load of experts', 'share of the tokens'),
+    ('dropped', 'Dropped by experts', 'share of those that want it'),
+  ):
+    ranked = {
+      one['name']: _ranks(sorted(one[key], reverse=True))
+      for one in found['layers']
+      if one[key] is not None
+    }
+    if ranked:
+      figures.append(_lines(title, 'rank', unit, ranked))
   return Section('load', 'Load and drops', text, figures)
 
 
@@ -151,7 +150,7 @@ def _dropping(found: Found) -> Section:
 
 
 def _ranks(values: Any) -> curves.Line:
-  return [(i + 1, float(value)) for i, value in enumerate(values)]
+  return [(i + 1.0, float(value)) for i, value in enumerate(values)]
 
 
 def _lines(

@@ -1,5 +1,6 @@
 """Small runs at random weights to inspect."""
 
+from softmoe.models import config as model_config
 from tests import untrained
 
 CAPACITY = dict(
@@ -12,10 +13,11 @@ CAPACITY = dict(
 
 def images(tiny, workdir, **changes):
   """Makes a run of images with MoE layers in both its blocks."""
-  fields = dict(mesh='data:1', model__moe__blocks=(0, 1)) | changes
+  fields = dict(mesh='data:8', model__moe__blocks=(0, 1)) | changes
   return untrained.run(tiny('soft', **fields), workdir)
 
 
 def text(workdir, **moe):
   """Makes a run of text, whose vocabulary are bytes."""
+  moe = model_config.MoEConfig(**moe)
   return untrained.run(untrained.text(moe=moe), workdir)

@@ -12,10 +12,10 @@ from softmoe.errors import UserError
 from softmoe.inspect import __main__ as command
 from softmoe.models import mixtures
 from softmoe.runs import load
+from tests import untrained
 from tests.inspect import runs
 
 FIELDS = {
-  'hash': {},
   'mixture_of_tokens': dict(group_size=8),
   'tokens_choice': dict(k=2, capacity_factor=0.7),
   'experts_choice': dict(capacity_factor=1.5),
@@ -79,7 +79,9 @@ def test_text_has_the_expert_of_each_token(tmp_path):
 def test_every_router(tiny, tmp_path, router):
   fields = {f'model__moe__{k}': v for k, v in FIELDS.get(router, {}).items()}
   if router == 'hash':  # it looks at the tokens of a text
-    run = runs.text(tmp_path, router='hash', blocks=(1,), num_experts=4)
+    options = (('vocab_size', 257),)
+    moe = dict(router='hash', router_options=options, num_experts=4)
+    run = runs.text(tmp_path, blocks=(1,), **moe)
   else:
     run = runs.images(tiny, tmp_path, model__moe__router=router, **fields)
   _, found = inspect(run)
@@ -91,9 +93,7 @@ def test_every_router(tiny, tmp_path, router):
 
 @pytest.fixture(scope='module')
 def dense(tiny, tmp_path_factory):
-  from tests import untrained
-
-  config = tiny('vit', mesh='data:1')
+  config = tiny('vit', mesh='data:8')
   return untrained.run(config, tmp_path_factory.mktemp('dense'))
 
 

@@ -1,6 +1,7 @@
 """Pictures and maps of numbers, as small images inside an SVG.
 
-Axes: `h` rows, `w` columns, `c` colours.
+Axes: `h` rows and `w` columns of a picture, `c` colours, `r` and `n` those of a
+map.
 """
 
 import base64
@@ -19,10 +20,10 @@ _ABOVE, _BELOW = (238, 110, 0), (6, 100, 220)  # orange and blue
 _COLUMNS, _GAP, _WORDS = 4, 8, 14
 _HEAD = 20  # of a map, for its scale
 
-Map = Float[np.ndarray, 'h w']
+Map = Float[np.ndarray, 'r n']
 
 
-def shade(values: Map) -> UInt8[np.ndarray, 'h w 4']:
+def shade(values: Map) -> UInt8[np.ndarray, 'r n 4']:
   """Returns numbers from -1 to 1 as colours, the more opaque the larger."""
   colours = np.where((values < 0)[..., None], _BELOW, _ABOVE)
   alpha = np.clip(np.abs(values), 0, 1) * 255
