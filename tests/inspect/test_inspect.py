@@ -16,7 +16,7 @@ from tests import untrained
 from tests.inspect import runs
 
 FIELDS = {
-  'mixture_of_tokens': dict(group_size=8),
+  'mixture_of_tokens': dict(group_size=2),
   'tokens_choice': dict(k=2, capacity_factor=0.7),
   'experts_choice': dict(capacity_factor=1.5),
   'threshold': dict(threshold=0.5),
