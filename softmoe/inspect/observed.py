@@ -103,10 +103,10 @@ def observe(workdir: Any, step: str, split: str) -> Observed:
   local = {name: np.asarray(value) for name, value in batch.items()}
   real = local['mask'] > 0
   local = {name: value[real] for name, value in local.items()}
-  layers = [
-    _layer(path, moe, *shown[path], real)
-    for path, *_, moe in watched.places(model)
-  ]
+  layers = []
+  for path, *_, moe in watched.places(model):
+    routed, tokens = shown[path]
+    layers.append(_layer(path, moe, routed, tokens, real))
   without = _without(experiment, params, batch)
   return Observed(experiment, run.step, split, local, layers, without)
 

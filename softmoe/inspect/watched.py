@@ -47,8 +47,14 @@ def watch(model: Any, notes: dict[str, Any]) -> None:
     notes: gets (routing, real tokens) under the path of each layer.
   """
   for path, parent, name, moe in places(model):
-    note = lambda *told, path=path: notes.__setitem__(path, told)
-    setattr(parent, name, Watched(moe, note))
+    setattr(parent, name, Watched(moe, _noting(notes, path)))
+
+
+def _noting(notes: dict[str, Any], path: str) -> Note:
+  def note(routed, real):
+    notes[path] = routed, real
+
+  return note
 
 
 def places(model: Any) -> list[tuple[str, Any, str, layer.MoE]]:
