@@ -27,6 +27,7 @@ def of_layer(
     'experts': layer.num_experts,
     'load': load(layer),
     'dropped': dropped(layer),
+    'left_out': float((experts[layer.real] == 0).mean()),
     'experts_a_token': float(experts[layer.real].mean()),
     'by_position': _mean(experts, layer.real, axis=0),
     'by_class': {} if labels is None else by_class(layer, experts, labels),
@@ -50,8 +51,13 @@ def load(layer: Layer) -> Float[np.ndarray, ' e']:
 
 
 def dropped(layer: Layer) -> Float[np.ndarray, ' e'] | None:
-  """Returns which part of the tokens that want an expert it does not keep."""
+  """Returns which part of the tokens that want an expert it does not keep.
+
+  There is none where it is the experts that choose, among all tokens.
+  """
   if layer.wanted is None or layer.granted is None:
+    return None
+  if layer.wanted[layer.real].all():
     return None
   wanted = layer.wanted[layer.real].sum(axis=0)
   return 1 - layer.granted[layer.real].sum(axis=0) / np.maximum(wanted, 1)

@@ -45,7 +45,10 @@ def _load(found: Found) -> Section:
   text = [
     'Experts in the order of their load: of a sparse router the part of the '
     'tokens that an expert keeps, of slots the mean weight of their outputs. '
-    'Dropped is the part of the tokens that want an expert and are not kept.'
+    'Dropped is the part of the tokens that want an expert and are not kept.',
+    'Tokens that get nothing from any expert: '
+    + ', '.join(f'{k["name"]} {k["left_out"]:.1%}' for k in found['layers'])
+    + '.',
   ]
   figures = []
   for key, title, unit in (

@@ -32,9 +32,16 @@ def test_load_and_drops_of_a_sparse_router_leave_padding_out():
   np.testing.assert_allclose(numbers.dropped(sparse()), [1 / 2, 0])
 
 
+def test_nothing_is_dropped_where_experts_choose_among_all_tokens():
+  every = np.ones((2, 2, 2), bool)
+  chosen = sparse().granted
+  assert numbers.dropped(layer(chosen * 0.5, every, chosen)) is None
+
+
 def test_experts_a_token_by_position_and_class():
   found = numbers.of_layer(sparse(), np.array([7, 4]))
   assert found['experts_a_token'] == 1
+  assert found['left_out'] == 0.33333
   assert found['by_position'] == [1.5, 0]
   assert found['by_class'] == {
     4: {'experts': 1, 'examples': 1},
