@@ -1,5 +1,6 @@
 """What `python -m softmoe.weights` does; each returns the lines to print."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from softmoe import config as config_lib
+from softmoe.moe import lora
 from softmoe.runs import load
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import registry as tasks
@@ -75,15 +77,26 @@ def export(run: str, out: str, to: str, push: str) -> list[str]:
     task = tasks.find(found.config.task)(found.config)
     form.refuse(task.config)
   experiment, number, tree = load.restore(workdir, step)
-  leaves = traverse_util.flatten_dict(experiment.task.exchange(tree))
+  exchanged = experiment.task.exchange(tree)
+  config, whole = _without_lora(experiment.task.config, exchanged)
+  leaves = traverse_util.flatten_dict(whole)
   params = {
     '/'.join(map(str, path)): np.asarray(jax.device_get(leaf))
     for path, leaf in leaves.items()
   }
   result = workdir_lib.read_result(pathlib.Path(workdir).expanduser()) or {}
-  config = experiment.task.config
   where = f'step {number} of {config.name}'
   return _write(pathlib.Path(out), form, config, params, where, result, push)
+
+
+def _without_lora(config: Any, params: dict) -> tuple[Any, dict]:
+  """Returns config and parameters of the same model, A B in its kernels."""
+  moe = getattr(getattr(config, 'model', None), 'moe', None)
+  if not getattr(moe, 'lora_rank', 0):
+    return config, params
+  moe = dataclasses.replace(moe, lora_rank=0)
+  model = dataclasses.replace(config.model, moe=moe)
+  return dataclasses.replace(config, model=model), lora.merged_params(params)
 
 
 def _writable(out: pathlib.Path, to: str, push: str) -> Format:

@@ -27,10 +27,10 @@ def text(workdir, **moe):
   return untrained.run(untrained.text(moe=moe), workdir)
 
 
-def pairs(workdir, short, long):
+def pairs(tmp_path, short, long):
   """Makes a run of translation, of so many pairs of two lengths."""
   lines = [*['c\td'] * short, *[f'{"a" * 8}\t{"b" * 10}'] * long]
-  folder = workdir / 'pairs'
+  folder = tmp_path / 'pairs'
   folder.mkdir()
   (folder / 'train.tsv').write_text('\n'.join(lines))
   data = PairDataConfig(
@@ -55,4 +55,4 @@ def pairs(workdir, short, long):
   )
   search = dataclasses.replace(translation.Config().search, beam=0)
   config = translation.Config(steps=2, model=model, data=data, search=search)
-  return untrained.run(config, workdir)
+  return untrained.run(config, tmp_path / 'run')

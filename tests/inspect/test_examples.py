@@ -22,7 +22,9 @@ def task(tiny, tmp_path):
   return make
 
 
-@pytest.mark.parametrize(('size', 'least'), [(1000, 62), (1024, 64), (1025, 32)])
+@pytest.mark.parametrize(
+  ('size', 'least'), [(1000, 62), (1024, 64), (1025, 32)]
+)
 def test_every_class_of_a_sorted_source_is_seen(task, size, least):
   found = examples.read(task(size, 10), 'test', 64, 1)
   labels = found['label'][found['mask'] > 0]

@@ -79,7 +79,7 @@ def test_translation_has_the_tokens_of_both_sides(tmp_path):
   run = runs.pairs(tmp_path, short=3, long=11)
   page, found = inspect(run, '--split=train')
   assert found['examples'] == 11
-  assert [k['name'] for k in found['layers']] == ['encoder 1', 'decoder 0']
+  assert [k['name'] for k in found['layers']] == ['decoder 0', 'encoder 1']
   sample = found['samples'][0]
   words = {k: ''.join(v) for k, v in sample['tokens'].items()}
   assert words == {'encoder 1': 'a' * 8, 'decoder 0': 'b' * 10}

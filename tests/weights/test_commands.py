@@ -10,6 +10,7 @@ import pytest
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
+from softmoe.moe import lora
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.weights import __main__ as command
@@ -81,15 +82,18 @@ def test_an_export_is_read_back(dense, tiny, tmp_path, one_device, capsys):
 
 
 def test_experts_keep_our_names(run, tiny, tmp_path, one_device):
-  workdir, _, params = run('soft')
+  """And their low-rank parts become a part of the kernels."""
+  workdir, _, params = run('soft', model__moe__lora_rank=2)
   out = tmp_path / 'out'
   with pytest.raises(UserError, match=r'model\.moe\.blocks.*no experts'):
     command.main(['export', str(workdir), str(out), '--to=timm'])
   assert not any(tmp_path.iterdir())
   command.main(['export', str(workdir), str(out), '--to=softmoe'])
+  assert '"lora_rank": 0' in (out / 'config.json').read_text()
   config = tiny('soft', init=str(out), mesh='data:1')
   found = pretrained.params(build(config))
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  expected = lora.merged_params(params)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(
