@@ -42,18 +42,6 @@ def merged(module: Any) -> Any:
   return copy
 
 
-def merged_params(params: dict) -> dict:
-  """Returns nested dicts of parameters with A B in W."""
-  params = {
-    name: merged_params(each) if isinstance(each, dict) else each
-    for name, each in params.items()
-  }
-  if 'lora_a' in params:
-    product = params.pop('lora_a') @ params.pop('lora_b')
-    params['kernel'] = params['kernel'] + product
-  return params
-
-
 def _linears(module: Any) -> list[nnx.Linear]:
   found = (each for _, each in nnx.iter_modules(module))
   return [each for each in found if isinstance(each, nnx.Linear)]

@@ -11,7 +11,6 @@ import numpy as np
 from flax import traverse_util
 
 from softmoe import config as config_lib
-from softmoe.moe import lora
 from softmoe.runs import load
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import registry as tasks
@@ -77,26 +76,30 @@ def export(run: str, out: str, to: str, push: str) -> list[str]:
     task = tasks.find(found.config.task)(found.config)
     form.refuse(task.config)
   experiment, number, tree = load.restore(workdir, step)
-  exchanged = experiment.task.exchange(tree)
-  config, whole = _without_lora(experiment.task.config, exchanged)
-  leaves = traverse_util.flatten_dict(whole)
+  leaves = traverse_util.flatten_dict(experiment.task.exchange(tree))
   params = {
     '/'.join(map(str, path)): np.asarray(jax.device_get(leaf))
     for path, leaf in leaves.items()
   }
   result = workdir_lib.read_result(pathlib.Path(workdir).expanduser()) or {}
+  config, params = _without_lora(experiment.task.config, params)
   where = f'step {number} of {config.name}'
   return _write(pathlib.Path(out), form, config, params, where, result, push)
 
 
-def _without_lora(config: Any, params: dict) -> tuple[Any, dict]:
+def _without_lora(
+  config: Any, params: dict[str, np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray]]:
   """Returns config and parameters of the same model, A B in its kernels."""
-  moe = getattr(getattr(config, 'model', None), 'moe', None)
-  if not getattr(moe, 'lora_rank', 0):
+  found = [p.removesuffix('lora_a') for p in params if p.endswith('/lora_a')]
+  if not found:
     return config, params
-  moe = dataclasses.replace(moe, lora_rank=0)
+  product = lambda p: params[f'{p}lora_a'] @ params[f'{p}lora_b']
+  sums = {f'{p}kernel': params[f'{p}kernel'] + product(p) for p in found}
+  others = {path: w for path, w in params.items() if '/lora_' not in path}
+  moe = dataclasses.replace(config.model.moe, lora_rank=0)
   model = dataclasses.replace(config.model, moe=moe)
-  return dataclasses.replace(config, model=model), lora.merged_params(params)
+  return dataclasses.replace(config, model=model), others | sums
 
 
 def _writable(out: pathlib.Path, to: str, push: str) -> Format:

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.errors import UserError
-from softmoe.moe import experts, layer, lora, mlp
+from softmoe.moe import experts, layer, mlp
 from softmoe.moe.routers import soft, tokens_choice
 
 D, F, E, RANK = 8, 12, 4, 2
@@ -55,21 +55,6 @@ def test_gradients_reach_the_low_rank_parts():
   found = jax.grad(loss)(nnx.to_pure_dict(params))['experts']['stacked']['up']
   assert np.abs(found['lora_b']).max() > 0
   assert not np.any(found['lora_a'])  # as long as B is 0
-
-
-def test_parameters_are_merged_too():
-  model = make(WAYS['slots']['router'])
-  stacked = model.experts.stacked
-  stacked.down.lora_b[...] = jnp.ones_like(stacked.down.lora_b[...])
-  params = nnx.to_pure_dict(nnx.state(model.experts, nnx.Param))
-  found = lora.merged_params(params)['stacked']
-  merged = model.experts.merged().stacked
-  assert set(found['down']) == {'kernel', 'bias'}
-  assert not np.allclose(found['down']['kernel'], stacked.down.kernel[...])
-  np.testing.assert_array_equal(
-    found['down']['kernel'], merged.down.kernel[...]
-  )
-  assert hasattr(stacked.down, 'lora_a')  # of the model itself
 
 
 def test_a_rank_that_is_none_is_named():
