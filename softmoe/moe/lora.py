@@ -17,7 +17,7 @@ def add(module: Any, rank: int, rngs: nnx.Rngs) -> Any:
   """Returns the module with A and B beside each kernel; B starts at 0.
 
   Raises:
-    UserError: the rank is that of a kernel or more.
+    UserError: a kernel has no larger rank itself.
   """
   for linear in _linears(module):
     width, units = linear.kernel.shape
@@ -42,6 +42,6 @@ def merged(module: Any) -> Any:
   return copy
 
 
-def _linears(module: Any) -> list[nnx.Linear]:
+def _linears(module: Any) -> list[Any]:
   found = (each for _, each in nnx.iter_modules(module))
   return [each for each in found if isinstance(each, nnx.Linear)]
