@@ -347,7 +347,10 @@ def test_an_exported_vit_is_upcycled(saved, tiny, tmp_path, one_device):
     one = build(tiny('vit', **fields, mesh='data:1'))
     place = lambda x, like: jax.device_put(x, like.sharding)
     placed = jax.tree.map(place, params, one.abstract_params)
-    return one.task.infer(nnx.merge(one.graphdef, placed), {'image': images})
+    infer = lambda params: one.task.infer(
+      nnx.merge(one.graphdef, params), {'image': images}
+    )
+    return jax.jit(infer)(placed)
 
   expected = logits(dense, whole)
   assert np.std(expected) > 0.1
