@@ -1,6 +1,7 @@
 """Shows what the routers of a run do, as one page and as JSON.
 
-python -m softmoe.inspect WORKDIR [--step=STEP] [--split=SPLIT] [--out=FOLDER]
+python -m softmoe.inspect WORKDIR [--step=STEP] [--split=SPLIT] [--examples=N]
+  [--out=FOLDER]
 """
 
 import pathlib
@@ -14,7 +15,9 @@ def main(argv: list[str]) -> None:
   options = _parser().parse_args(argv)
   from softmoe.inspect import write
 
-  run = write.Run(options.workdir, options.step, options.split)
+  run = write.Run(
+    options.workdir, options.step, options.split, options.examples
+  )
   for path in write.write(run, options.out or options.workdir):
     print(path)
 
@@ -26,6 +29,9 @@ def _parser() -> arguments.Parser:
   parser.add_argument('--step', default='latest', help=steps)
   splits = "which split; not given: the config's eval_split"
   parser.add_argument('--split', default='', help=splits)
+  count = 'how many examples at most, from all over the split; not given: 512'
+  number = arguments.positive
+  parser.add_argument('--examples', type=number, default=512, help=count)
   folder = 'where to write; not given: into WORKDIR'
   parser.add_argument('--out', metavar='FOLDER', type=pathlib.Path, help=folder)
   return parser

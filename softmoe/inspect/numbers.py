@@ -1,5 +1,8 @@
 """From routings to numbers: load, drops, weights, experts a token, similarity.
 
+Several are those of the paper's model inspection: Puigcerver et al., 2023,
+https://arxiv.org/abs/2308.00951.
+
 Axes: `b` examples, `m` tokens, `e` experts, `k` slots, or experts where there
 are none.
 """
@@ -12,6 +15,7 @@ from jaxtyping import Float, Int
 from softmoe.inspect.observed import Layer, Observed
 
 QUANTILES = np.linspace(0, 1, 21)
+PARTS = (0.5, 0.9)  # of a slot
 SHARES = (0.0, 0.125, 0.25, 0.5, 0.75)  # of the experts that are dropped
 _DRAWS = 3  # of which experts they are
 
@@ -33,6 +37,8 @@ def of_layer(
     'by_class': {} if labels is None else by_class(layer, experts, labels),
     'cumulative': cumulative(layer),
     'quantiles': np.quantile(layer.give[layer.real], QUANTILES),
+    'contribution': np.quantile(contribution(layer), QUANTILES),
+    'tokens_a_slot': tokens_a_slot(layer),
     'similarity': similarity(layer),
   }
   return {name: plain(value) for name, value in found.items()}
@@ -103,6 +109,30 @@ def cumulative(layer: Layer) -> Float[np.ndarray, ' k']:
   total = weights.sum(axis=-1)
   weights = weights[total > 0] / total[total > 0][:, None]
   return weights.cumsum(axis=-1).sum(axis=0) / max(len(weights), 1)
+
+
+def contribution(layer: Layer) -> Float[np.ndarray, ' n']:
+  """Returns what each real token gives in all: its weights in slots, summed.
+
+  Were all tokens alike, it would be slots / tokens. Of a sparse router it is
+  what the gates of a token's experts sum to.
+  """
+  return layer.take[layer.real].sum(axis=-1)
+
+
+def tokens_a_slot(layer: Layer) -> dict[str, np.ndarray] | None:
+  """Returns of how many tokens a part of each slot is made, the largest first.
+
+  It counts in each example, and is a mean over these. A sparse router has none.
+  """
+  if layer.granted is not None:
+    return None
+  so_far = -np.sort(-layer.take, axis=1).cumsum(axis=1)
+  whole = so_far[:, -1:]
+  return {
+    str(part): (so_far < part * whole).sum(axis=1).mean(axis=0) + 1
+    for part in PARTS
+  }
 
 
 def similarity(layer: Layer) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What the routers of a run make of one batch, as arrays of NumPy.
+"""What the routers of a run make of some examples, as arrays of NumPy.
 
 Axes: `b` examples, `m` tokens, `d` width, `e` experts, `k` slots, or experts
 where there are none.
@@ -12,23 +12,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
 from softmoe.errors import UserError, naming
-from softmoe.inspect import watched
+from softmoe.inspect import examples, watched
 from softmoe.moe import layer, routing
 from softmoe.runs import load
 from softmoe.tasks import task as task_lib
 
-_MOST_EXAMPLES = 512
 _MOST_TOKENS = 1 << 15  # of text
+
+Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """What one MoE layer does with the batch.
+  """What one MoE layer does with the examples.
 
   Attributes:
     name: path of its block.
@@ -39,6 +40,7 @@ class Layer:
     wanted: which experts a token wants; None: it has a share of every slot.
     granted: those of them that keep it.
     real: False where a token is padding.
+    token_ids: places in the vocabulary; None: tokens have none.
     slots: parameters that say what a slot or expert looks for; None: the
       router has none.
   """
@@ -51,19 +53,20 @@ class Layer:
   wanted: Bool[np.ndarray, 'b m e'] | None
   granted: Bool[np.ndarray, 'b m e'] | None
   real: Bool[np.ndarray, 'b m']
+  token_ids: Int[np.ndarray, 'b m'] | None
   slots: Float[np.ndarray, 'd k'] | None
 
 
 class Observed(NamedTuple):
-  """A run, a batch, and what came of it.
+  """A run, some examples, and what came of them.
 
   Attributes:
     experiment: of the run, its blocks one by one and its mesh in force.
     step: number of the checkpoint.
-    split: that the batch is from.
-    batch: as `eval_batches` says, of real examples alone.
+    split: that the examples are from.
+    batch: the examples, as `eval_batches` says, without padding.
     layers: the MoE layers in order.
-    without: metrics of the batch with some experts dropped, given for each
+    without: metrics of the examples with some experts dropped, given for each
       layer which stay.
   """
 
@@ -75,13 +78,14 @@ class Observed(NamedTuple):
   without: Callable[[list[np.ndarray]], dict[str, float]]
 
 
-def observe(workdir: Any, step: str, split: str) -> Observed:
-  """Returns what the routers do with the first examples of a split.
+def observe(workdir: Any, step: str, split: str, count: int) -> Observed:
+  """Returns what the routers do with examples from all over a split.
 
   Args:
     workdir: directory of a run.
     step: 'latest', 'best' or a number.
     split: any of the run's source; '': its `eval_split`.
+    count: examples, at most; of long texts there are fewer.
 
   Raises:
     UserError: there is no such run, checkpoint or split, its data is gone or
@@ -93,33 +97,27 @@ def observe(workdir: Any, step: str, split: str) -> Observed:
   if not experiment_lib.moe_layers(nnx.merge(run.experiment.graphdef, run[2])):
     raise UserError('WORKDIR', str(workdir), 'a run with MoE layers')
   experiment_lib.with_fingerprint(run.experiment.config)
-  experiment = _block_by_block(run.experiment)
+  most = _MOST_TOKENS // run.experiment.task.units_per_example
+  count = max(1, min(count, most))
+  experiment = _block_by_block(run.experiment, count)
   params = jax.jit(run.experiment.task.exchange)(run.params)
   split = split or experiment.config.data.eval_split
   with naming({'split': '--split'}):
-    batch = _first_batch(experiment, split)
-  shown = jax.jit(lambda *args: _routings(experiment, *args))(params, batch)
-  model = nnx.merge(experiment.graphdef, params)
-  local = {name: np.asarray(value) for name, value in batch.items()}
-  real = local['mask'] > 0
-  local = {name: value[real] for name, value in local.items()}
-  layers = []
-  for path, *_, moe in watched.places(model):
-    routed, tokens = shown[path]
-    layers.append(_layer(path, moe, routed, tokens, real))
-  without = _without(experiment, params, batch)
-  return Observed(experiment, run.step, split, local, layers, without)
+    batches = _batches(experiment, split, count)
+  layers = _layers(experiment, params, batches)
+  without = _without(experiment, params, batches)
+  real = _joined([_local(batch) for batch in batches])
+  return Observed(experiment, run.step, split, real, layers, without)
 
 
 def _block_by_block(
-  experiment: experiment_lib.Experiment,
+  experiment: experiment_lib.Experiment, count: int
 ) -> experiment_lib.Experiment:
-  """Returns the experiment whose layers can be watched, on a batch to see."""
+  """Returns the experiment whose layers can be watched, in small batches."""
   config: Any = experiment.config
   model = dataclasses.replace(config.model, scan=False, remat=False)
   unit = experiment.mesh.size * _group_size(experiment)
-  most = _MOST_TOKENS // experiment.task.units_per_example
-  most = min(most, _MOST_EXAMPLES, config.data.eval_batch_size)
+  most = min(count, config.data.eval_batch_size)
   size = unit * max(1, most // unit)
   data = dataclasses.replace(config.data, eval_batch_size=size)
   config = dataclasses.replace(config, model=model, data=data)
@@ -134,52 +132,82 @@ def _group_size(experiment: experiment_lib.Experiment) -> int:
   return math.lcm(experiment.group_size, *across)
 
 
-def _first_batch(
-  experiment: experiment_lib.Experiment, split: str
-) -> dict[str, jax.Array]:
+def _batches(
+  experiment: experiment_lib.Experiment, split: str, count: int
+) -> list[Batch]:
+  """Returns some examples of a split, in batches on the devices."""
   size = experiment.config.data.eval_batch_size
-  rows = prefetch.local_rows(experiment.mesh, size)
-  batches = experiment.task.eval_batches(split, rows)
-  return next(prefetch.to_devices(batches, experiment.mesh, 0))
+  parts = max(1, count // size)
+  together = _group_size(experiment)
+  found = examples.read(experiment.task, split, parts * size, together)
+  cut = (
+    {k: v[i * size :][:size] for k, v in found.items()} for i in range(parts)
+  )
+  real = [part for part in cut if part['mask'].any()]
+  return list(prefetch.to_devices(real, experiment.mesh, 0))
 
 
-def _routings(
-  experiment: experiment_lib.Experiment, params: Any, batch: Any
-) -> dict[str, Any]:
-  """Returns the routing of each layer, and its real tokens, by path."""
-  model, notes = nnx.merge(experiment.graphdef, params), {}
-  watched.watch(model, notes)
-  experiment.task.loss(model, experiment.task.prepare(batch, None))
-  return notes
+def _local(batch: Batch) -> dict[str, np.ndarray]:
+  """Returns the real examples of a batch."""
+  arrays = {name: np.asarray(value) for name, value in batch.items()}
+  return {name: v[arrays['mask'] > 0] for name, v in arrays.items()}
 
 
-def _layer(
-  path: str,
-  moe: layer.MoE,
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Returns arrays with the examples of all parts."""
+  join = lambda name: np.concatenate([part[name] for part in parts])
+  return {name: join(name) for name in parts[0]}
+
+
+def _layers(
+  experiment: experiment_lib.Experiment, params: Any, batches: list[Batch]
+) -> list[Layer]:
+  """Returns what each layer does with the real examples."""
+
+  @jax.jit
+  def routings(params, batch):
+    model, notes = nnx.merge(experiment.graphdef, params), {}
+    watched.watch(model, notes)
+    experiment.task.loss(model, experiment.task.prepare(batch, None))
+    return notes
+
+  parts: dict[str, list] = {}
+  for batch in batches:
+    real = np.asarray(batch['mask']) > 0
+    for path, noted in routings(params, batch).items():
+      arrays = {name: v[real] for name, v in _arrays(*noted).items()}
+      parts.setdefault(path, []).append(arrays)
+  places = watched.places(nnx.merge(experiment.graphdef, params))
+  return [_layer(path, moe, _joined(parts[path])) for path, *_, moe in places]
+
+
+def _arrays(
   routed: routing.Slots | routing.Assignment,
   real: jax.Array,
-  examples: Bool[np.ndarray, ' b'],
-) -> Layer:
-  """Returns what a layer did with those of the examples that are real."""
-  wanted = granted = None
+  token_ids: jax.Array | None,
+) -> dict[str, np.ndarray]:
+  """Returns what a layer did with a batch, as fields of `Layer`."""
+  tokens = {'real': np.asarray(real)}
+  if token_ids is not None:
+    tokens['token_ids'] = np.asarray(token_ids)
   if isinstance(routed, routing.Slots):
-    flat = lambda w: np.asarray(w).reshape(*w.shape[:2], -1)[examples]
-    take, give = flat(routed.dispatch), flat(routed.combine)
-  else:
-    wanted = (np.asarray(routed.priority) > -np.inf)[examples]
-    granted = np.asarray(routed.granted)[examples]
-    take = give = np.where(granted, np.asarray(routed.gates)[examples], 0)
+    flat = lambda w: np.asarray(w).reshape(*w.shape[:2], -1)
+    return tokens | dict(take=flat(routed.dispatch), give=flat(routed.combine))
+  granted = np.asarray(routed.granted)
+  gates = np.where(granted, np.asarray(routed.gates), 0)
+  wanted = np.asarray(routed.priority) > -np.inf
+  return tokens | dict(take=gates, give=gates, wanted=wanted, granted=granted)
+
+
+def _layer(path: str, moe: layer.MoE, arrays: dict[str, np.ndarray]) -> Layer:
   router = moe.router
+  missing: Any = dict.fromkeys(('wanted', 'granted', 'token_ids'))
   return Layer(
     name=path,
     router=type(router).__name__,
     num_experts=router.num_experts,
-    take=take,
-    give=give,
-    wanted=wanted,
-    granted=granted,
-    real=np.asarray(real)[examples],
-    slots=_slots(router, take.shape[-1]),
+    slots=_slots(router, arrays['take'].shape[-1]),
+    **missing | arrays,
   )
 
 
@@ -196,20 +224,21 @@ def _slots(router: Any, count: int) -> Float[np.ndarray, 'd k'] | None:
 
 
 def _without(
-  experiment: experiment_lib.Experiment, params: Any, batch: Any
+  experiment: experiment_lib.Experiment, params: Any, batches: list[Batch]
 ) -> Callable[[list[np.ndarray]], dict[str, float]]:
   task = experiment.task
 
   @jax.jit
-  def metrics(params, batch, keep):
+  def sums(params, batch, keep):
     model = nnx.merge(experiment.graphdef, params)
     watched.drop_experts(model, keep)
     loss = task.loss(model, task.prepare(batch, None))
     own = task_lib.metrics(loss._replace(aux={}))
-    own |= {'loss': task_lib.Mean(loss.sum, loss.weight)}
-    return {name: mean.value() for name, mean in own.items()}
+    return own | {'loss': task_lib.Mean(loss.sum, loss.weight)}
 
   def without(keep: list[np.ndarray]) -> dict[str, float]:
-    return {k: float(v) for k, v in metrics(params, batch, keep).items()}
+    each = [sums(params, batch, keep) for batch in batches]
+    total = jax.tree.map(lambda *values: sum(values), *each)
+    return {name: float(mean.value()) for name, mean in total.items()}
 
   return without

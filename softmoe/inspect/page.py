@@ -9,6 +9,7 @@ from softmoe.inspect.observed import Observed
 from softmoe.tables.report.page import parts
 
 _CLASSES = 8  # of the fewest experts, and of the most
+_LEAST = 4  # examples that say something of a class
 
 
 def write(observed: Observed, found: dict[str, Any], command: str) -> str:
@@ -21,7 +22,7 @@ def _body(
   title: str, observed: Observed, found: dict[str, Any], command: str
 ) -> Iterable[str]:
   status = (
-    f'Step {found["step"]}, the first {found["examples"]} examples of '
+    f'Step {found["step"]}, {found["examples"]} examples of '
     f'{found["split"]!r}, {len(found["layers"])} MoE layers'
   )
   yield f'{parts.header(title, status)}<main>'
@@ -41,7 +42,8 @@ def _classes(found: dict[str, Any]) -> str:
 
 
 def _rows(layer: dict[str, Any]) -> Iterable[str]:
-  ranked = sorted(layer['by_class'].items(), key=lambda c: c[1]['experts'])
+  enough = [c for c in layer['by_class'].items() if c[1]['examples'] >= _LEAST]
+  ranked = sorted(enough, key=lambda c: c[1]['experts'])
   ends = dict([*ranked[:_CLASSES], *ranked[-_CLASSES:]])
   for label, of in ends.items():
     values = str(label), f'{of["experts"]:.4g}', str(of['examples'])

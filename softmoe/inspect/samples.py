@@ -1,4 +1,4 @@
-"""Examples of the batch: which tokens go where, as pictures or as text."""
+"""Some of the examples: which tokens go where, as pictures or as text."""
 
 from collections.abc import Iterable
 from html import escape
@@ -33,7 +33,7 @@ def numbers(observed: Observed) -> list[dict[str, Any]]:
   return [
     {
       'example': i,
-      'tokens': _words(observed, i),
+      'tokens': {k.name: _words(observed, k, i) for k in observed.layers},
       'experts': {k.name: plain(_first(k, i)) for k in observed.layers},
     }
     for i in range(_texts(observed))
@@ -104,30 +104,33 @@ def _heat_maps(observed: Observed, layer: Layer, i: int) -> Figure:
 
 def _texts(observed: Observed) -> int:
   held = hasattr(observed.experiment.task, 'tokenizer')
-  return min(_TEXTS, len(observed.batch.get('tokens', ()))) if held else 0
+  held = held and all(k.token_ids is not None for k in observed.layers)
+  return min(_TEXTS, len(observed.batch['mask'])) if held else 0
 
 
-def _words(observed: Observed, i: int) -> list[str]:
+def _words(observed: Observed, layer: Layer, i: int) -> list[str]:
+  """Returns the tokens of an example that a layer sees, as text."""
   task: Any = observed.experiment.task
-  tokens = observed.batch['tokens'][i]
+  assert layer.token_ids is not None
+  tokens = layer.token_ids[i][layer.real[i]]
   return [task.tokenizer.decode(tokens[j : j + 1]) for j in range(len(tokens))]
 
 
-def _first(layer: Layer, i: int) -> Int[np.ndarray, ' m']:
+def _first(layer: Layer, i: int) -> Int[np.ndarray, ' _m']:
   """Returns the expert of the largest weight for each token; -1: none."""
-  m = layer.give.shape[1]
-  weights = layer.give[i].reshape(m, layer.num_experts, -1).sum(axis=-1)
+  give = layer.give[i][layer.real[i]]
+  weights = give.reshape(len(give), layer.num_experts, -1).sum(axis=-1)
   return np.where(weights.max(axis=-1) > 0, weights.argmax(axis=-1), -1)
 
 
 def _coloured(observed: Observed, layer: Layer, i: int) -> str:
-  words = _words(observed, i)[:_TOKENS]
+  words = _words(observed, layer, i)[:_TOKENS]
   spans = ''.join(_spans(words, _first(layer, i), layer.num_experts))
   return f'<p class="tokens">{spans}</p>'
 
 
 def _spans(
-  words: list[str], experts: Int[np.ndarray, ' m'], count: int
+  words: list[str], experts: Int[np.ndarray, ' _m'], count: int
 ) -> Iterable[str]:
   for word, expert in zip(words, experts.tolist(), strict=False):
     said = escape(word).replace('\n', '↵\n') or '◦'  # a special token

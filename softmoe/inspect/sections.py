@@ -22,6 +22,7 @@ def build(observed: Observed, found: Found) -> list[Section]:
     _samples(observed),
     _load(found),
     _weights(found),
+    _tokens(found),
     _positions(observed, found),
     _similarity(found),
     _dropping(found),
@@ -71,7 +72,6 @@ def _weights(found: Found) -> Section:
     'average; and the quantiles of all weights.'
   ]
   each = lambda line: {k['name']: line(k) for k in found['layers']}
-  shares = 100 * numbers.QUANTILES
   figures = [
     _lines(
       'The largest combine weights',
@@ -83,10 +83,36 @@ def _weights(found: Found) -> Section:
       'Distribution of combine weights',
       '% of the weights',
       'at most this large',
-      each(lambda k: list(zip(shares, k['quantiles'], strict=True))),
+      each(lambda k: _quantiles(k['quantiles'])),
     ),
   ]
   return Section('weights', 'Combine weights', text, figures)
+
+
+def _tokens(found: Found) -> Section:
+  text = [
+    'The sum of what a token gives to all slots: alike tokens would give slots '
+    '/ tokens each. Of a sparse router, what the gates of its experts sum to. '
+    'And of how many tokens a part of a slot is made, slots in this order.'
+  ]
+  figures = [
+    _lines(
+      'What tokens give',
+      '% of the tokens',
+      'at most this much',
+      {k['name']: _quantiles(k['contribution']) for k in found['layers']},
+    )
+  ]
+  for part in map(str, numbers.PARTS):
+    ranked = {
+      k['name']: _ranks(sorted(k['tokens_a_slot'][part]))
+      for k in found['layers']
+      if k['tokens_a_slot']
+    }
+    if ranked:
+      title = f'Tokens that make {float(part):.0%} of a slot'
+      figures.append(_lines(title, 'rank', 'tokens', ranked))
+  return Section('tokens', 'Tokens in slots', text, figures)
 
 
 def _positions(observed: Observed, found: Found) -> Section:
@@ -136,8 +162,9 @@ def _similarity(found: Found) -> Section:
 
 def _dropping(found: Found) -> Section:
   text = [
-    'Metrics of the batch with experts dropped that are drawn for each layer: '
-    'they return 0, and no other takes their place. Means of three draws.'
+    'Metrics of the examples with experts dropped that are drawn for each '
+    'layer: they return 0, and no other takes their place. Means of three '
+    'draws.'
   ]
   figures = [
     _lines(
@@ -150,6 +177,10 @@ def _dropping(found: Found) -> Section:
     if name not in ('share', 'draws')
   ]
   return Section('dropping', 'Dropping experts', text, figures)
+
+
+def _quantiles(values: Any) -> curves.Line:
+  return list(zip(100 * numbers.QUANTILES, values, strict=True))
 
 
 def _ranks(values: Any) -> curves.Line:

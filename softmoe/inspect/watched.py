@@ -9,12 +9,13 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from softmoe.moe import layer, routing
 
-# Takes the routing of a call, and which of its tokens are real, (b, m).
-Note = Callable[[routing.Slots | routing.Assignment, Array], None]
+# Takes the routing of a call, which of its tokens are real, (b, m), and their
+# places in the vocabulary, if they have any.
+Note = Callable[[routing.Slots | routing.Assignment, Array, Any], None]
 
 
 class Watched(layer.MoE):
@@ -29,13 +30,16 @@ class Watched(layer.MoE):
     x: Float[Array, '*b m d'],
     mask: Bool[Array, '*b m'] | None = None,
     *,
+    token_ids: Int[Array, '*b m'] | None = None,
     cache: Any = None,
     **options: Any,
   ) -> tuple[Float[Array, '*b m d_out'], dict[str, Any]]:
     """Returns what the layer does."""
+    options['token_ids'] = token_ids
     routed = self.inner.route(x, mask, **options)
     # Like the tokens: of the same place on a mesh.
-    self.note(routed, jnp.ones_like(x[..., 0], bool) if mask is None else mask)
+    real = jnp.ones_like(x[..., 0], bool) if mask is None else mask
+    self.note(routed, real, token_ids)
     return self.inner(x, mask, cache=cache, **options)
 
 
@@ -44,15 +48,16 @@ def watch(model: Any, notes: dict[str, Any]) -> None:
 
   Args:
     model: any, without `scan` or `remat`, inside or outside of `jax.jit`.
-    notes: gets (routing, real tokens) under the path of each layer.
+    notes: gets (routing, real tokens, their places in the vocabulary) under the
+      path of each layer.
   """
   for path, parent, name, moe in places(model):
     setattr(parent, name, Watched(moe, _noting(notes, path)))
 
 
 def _noting(notes: dict[str, Any], path: str) -> Note:
-  def note(routed, real):
-    notes[path] = routed, real
+  def note(*noted):
+    notes[path] = noted
 
   return note
 

@@ -17,6 +17,7 @@ class Run(NamedTuple):
   workdir: pathlib.Path
   step: str
   split: str
+  examples: int
 
 
 def write(run: Run, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -55,6 +56,7 @@ def _numbers(run: Run, seen: observed.Observed) -> dict[str, Any]:
 def _command(run: Run) -> str:
   given = [f'--step={run.step}'] * (run.step != 'latest')
   given += [f'--split={run.split}'] * bool(run.split)
+  given += [f'--examples={run.examples}']
   words = ['python', '-m', 'softmoe.inspect', str(run.workdir), *given]
   return shlex.join(words)
 

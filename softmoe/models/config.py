@@ -21,6 +21,8 @@ class MoEConfig:
   num_experts: Annotated[int, SIZE] = 1
   expert_dim: Annotated[int, COUNT] = 0  # hidden width of an expert; 0: mlp_dim
   expert_init: str = 'independent'  # or 'identical'
+  # Of what is added to each kernel of an expert, for fine-tuning; 0: nothing.
+  lora_rank: Annotated[int, COUNT] = 0
   # Hidden width of an MLP for every token; 0: none.
   shared_dim: Annotated[int, COUNT] = 0
   # Examples whose tokens are routed together.

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from softmoe import sharding
 from softmoe.errors import UserError
+from softmoe.moe import lora
 
 INITS = ('independent', 'identical')
 
@@ -31,6 +32,7 @@ class Experts(nnx.Module):
     num_experts: int,
     *,
     init: str = 'independent',
+    lora_rank: int = 0,
     rngs: nnx.Rngs,
   ):
     """Creates the experts.
@@ -42,30 +44,43 @@ class Experts(nnx.Module):
       num_experts: how many.
       init: 'independent' draws each expert's parameters anew (the paper's
         appendix A), 'identical' starts all from the same (the authors' code).
+      lora_rank: of what is added to the kernel of each `nnx.Linear`; 0: nothing
+        is. See `lora`.
       rngs: source of the parameters' keys.
 
     Raises:
       ValueError: `init` is unknown, `num_experts` is below 1 or not a multiple
-        of the mesh axis `expert`, or an expert has state.
+        of the mesh axis `expert`, the rank is too large, or an expert has
+        state.
     """
     if init not in INITS:
       raise UserError('expert_init', init, f'one of {INITS}')
     if num_experts < 1:
       raise UserError('num_experts', num_experts, 'at least 1')
     _check_divides(num_experts)
+
+    def make(key: PRNGKeyArray) -> Any:
+      rngs = nnx.Rngs(key)
+      expert = create(rngs)
+      return lora.add(expert, lora_rank, rngs) if lora_rank else expert
+
     keys = jax.random.split(rngs.params(), num_experts)
     if init == 'identical':
       keys = jnp.broadcast_to(keys[0], keys.shape)
     # Split keys make split parameters: no device ever holds all the experts.
     keys = sharding.by_expert(keys)
-    self.stacked = jax.vmap(lambda key: create(nnx.Rngs(key)))(keys)
-
+    self.stacked = jax.vmap(make)(keys)
+    self.lora_rank = lora_rank
     check_stateless('experts', self.stacked)
 
   @property
   def take_key(self) -> bool:
     """Whether an expert's call takes `key`."""
     return takes_key(self.stacked)
+
+  def merged(self) -> 'Experts':
+    """Returns experts that are the same, with no low-rank part of their own."""
+    return lora.merged(self) if self.lora_rank else self
 
   @jax.named_scope('experts')
   def __call__(
@@ -80,13 +95,14 @@ class Experts(nnx.Module):
       keys: (e, g), of the rows x[i, j], for experts that take them; None: this
         is evaluation.
     """
+    stacked = self.merged().stacked
     if keys is None:
       call = functools.partial(_evaluate, self.take_key)
-      return jax.vmap(call)(self.stacked, x)
+      return jax.vmap(call)(stacked, x)
     each_group = jax.vmap(
       lambda expert, x, key: expert(x, key=key), in_axes=(None, 0, 0)
     )
-    return jax.vmap(each_group)(self.stacked, x, keys)
+    return jax.vmap(each_group)(stacked, x, keys)
 
   def flops(self) -> int:
     """Returns the FLOPs of one expert's matrices on one token."""

@@ -68,6 +68,7 @@ def apply(
   grouped = _group(laid, size, across)
   routed, aux = _route(router, static | arrays, grouped, cut)
   real = grouped.mask if cut is None else cut.by_piece(cut.is_new())
+  experts = experts.merged()
   result = execution.run(
     routed,
     grouped.x,

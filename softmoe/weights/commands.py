@@ -1,5 +1,6 @@
 """What `python -m softmoe.weights` does; each returns the lines to print."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -81,9 +82,24 @@ def export(run: str, out: str, to: str, push: str) -> list[str]:
     for path, leaf in leaves.items()
   }
   result = workdir_lib.read_result(pathlib.Path(workdir).expanduser()) or {}
-  config = experiment.task.config
+  config, params = _without_lora(experiment.task.config, params)
   where = f'step {number} of {config.name}'
   return _write(pathlib.Path(out), form, config, params, where, result, push)
+
+
+def _without_lora(
+  config: Any, params: dict[str, np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray]]:
+  """Returns config and parameters of the same model, A B in its kernels."""
+  found = [p.removesuffix('lora_a') for p in params if p.endswith('/lora_a')]
+  if not found:
+    return config, params
+  product = lambda p: params[f'{p}lora_a'] @ params[f'{p}lora_b']
+  sums = {f'{p}kernel': params[f'{p}kernel'] + product(p) for p in found}
+  others = {path: w for path, w in params.items() if '/lora_' not in path}
+  moe = dataclasses.replace(config.model.moe, lora_rank=0)
+  model = dataclasses.replace(config.model, moe=moe)
+  return dataclasses.replace(config, model=model), others | sums
 
 
 def _writable(out: pathlib.Path, to: str, push: str) -> Format:

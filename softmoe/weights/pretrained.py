@@ -142,7 +142,7 @@ def _report(
     for path in adopted
     if path not in saved
     or source_lib.is_reset(config, task, path)
-    or (path in made and '/router/' in path)
+    or (path in made and re.search('/router/|/lora_', path))
   ]
   resized = [
     f'{path} {saved[path]} -> {shape}'

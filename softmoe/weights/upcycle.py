@@ -121,7 +121,10 @@ def _layer(
   ]
   copies = num_experts // parts
   experts = jax.tree.map(lambda *w: jnp.stack(w * copies), *each)
-  moe = like | {'experts': {'stacked': _noisy(experts, options.noise, key)}}
+  experts = _noisy(experts, options.noise, key)
+  # Beside the kernels there may be low-rank parts, which stay fresh.
+  experts = {name: stacked[name] | w for name, w in experts.items()}
+  moe = like | {'experts': {'stacked': experts}}
   if 'router' in like:
     moe['router'] = _grouped(like['router'], num_experts, parts)
   if shared:

@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_evaluation_scanned_or_not(tiny, tmp_path):
   assert all(0 < max(k['dropped']) <= 1 for k in layers)
   take = np.array(found['samples'][0]['take']['blocks 0'])
   assert take.shape == (4, 8) and (take > 0).any()
-  assert page.count('<figure>') == 8 + 2 + 2 + 2 + 2 + 2
+  assert page.count('<figure>') == 8 + 2 + 2 + 1 + 2 + 2 + 2
 
 
 def test_text_has_the_expert_of_each_token(tmp_path):
@@ -67,11 +67,27 @@ def test_text_has_the_expert_of_each_token(tmp_path):
   page, found = inspect(run, '--split=train[:20]')
   sample = found['samples'][0]
   experts = sample['experts']['blocks 1']
-  assert len(sample['tokens']) == len(experts) == 16
+  assert len(sample['tokens']['blocks 1']) == len(experts) == 16
   assert 'bits_per_byte' in found['dropping'][-1]
   assert len(found['layers'][0]['by_position']) == 16
   coloured = [f'--h:{90 * e}' for e in experts if e >= 0]
   assert coloured and all(hue in page for hue in coloured)
+
+
+def test_translation_has_the_tokens_of_both_sides(tmp_path):
+  """Of the sentences of the most common length, without what fills them up."""
+  run = runs.pairs(tmp_path, short=3, long=11)
+  page, found = inspect(run, '--split=train')
+  assert found['examples'] == 11
+  assert [k['name'] for k in found['layers']] == ['decoder 0', 'encoder 1']
+  sample = found['samples'][0]
+  words = {k: ''.join(v) for k, v in sample['tokens'].items()}
+  assert words == {'encoder 1': 'a' * 8, 'decoder 0': 'b' * 10}
+  count = {name: len(experts) for name, experts in sample['experts'].items()}
+  assert count == {'encoder 1': 9, 'decoder 0': 11}  # with an end or a start
+  assert all(f'Text 1, {name}' in page for name in count)
+  assert all(k['left_out'] == 0 for k in found['layers'])
+  assert {'accuracy', 'cross_entropy'} <= set(found['dropping'][-1])
 
 
 @pytest.mark.slow
@@ -101,6 +117,7 @@ def dense(tiny, tmp_path_factory):
   ('flags', 'words'),
   [
     ([], 'WORKDIR: .* a run with MoE layers'),
+    (['--examples=0'], 'arguments: got'),
     (['--step=7'], '--step: got'),
     (['--step=x'], '--step: got'),
     (['--out=FILE'], '--out: got'),

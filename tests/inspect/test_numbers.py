@@ -23,7 +23,16 @@ def dense(weights):
 
 def layer(weights, wanted, granted, slots=None):
   return Layer(
-    'blocks 0', 'Router', 2, weights, weights, wanted, granted, REAL, slots
+    'blocks 0',
+    'Router',
+    2,
+    weights,
+    weights,
+    wanted,
+    granted,
+    REAL,
+    token_ids=None,
+    slots=slots,
   )
 
 
@@ -65,6 +74,21 @@ def test_cumulative_weights_are_a_mean_over_tokens_that_have_any():
   weights = [[[0.1, 0.7, 0.2, 0], [0.5, 0, 0, 0.5]], [[0] * 4, [1] * 4]]
   found = numbers.cumulative(dense(weights))
   np.testing.assert_allclose(found, [0.6, 0.95, 1, 1], rtol=1e-6)
+
+
+def test_a_token_gives_its_weights_in_all_slots_or_its_gates():
+  np.testing.assert_allclose(numbers.contribution(sparse()), [1, 0, 0.5])
+  weights = [[[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6]], [[1] * 4, [0] * 4]]
+  found = numbers.contribution(dense(weights))
+  np.testing.assert_allclose(found, [1, 3, 4], rtol=1e-6)
+
+
+def test_tokens_that_make_a_part_of_a_slot():
+  weights = [[[0.1, 0.6], [0.9, 0.4]], [[1, 0.95], [0, 0.05]]]
+  found = numbers.tokens_a_slot(dense(weights))
+  np.testing.assert_array_equal(found['0.5'], [1, 1])
+  np.testing.assert_array_equal(found['0.9'], [1, 1.5])
+  assert numbers.tokens_a_slot(sparse()) is None
 
 
 def test_similarity_within_an_expert_and_between():

@@ -54,10 +54,10 @@ def test_a_watched_model_answers_as_before_and_notes_each_routing(model):
   watched.watch(model, notes)
   np.testing.assert_array_equal(model(X), expected)
   assert list(notes) == ['blocks 2', 'blocks 10']  # and not 10 before 2
-  routed, real = notes['blocks 2']
+  routed, real, token_ids = notes['blocks 2']
   same = jax.tree.map(jnp.array_equal, *map(jax.tree.leaves, (routed, first)))
   assert same and all(same)
-  assert real.shape == X.shape[:2] and real.all()
+  assert real.shape == X.shape[:2] and real.all() and token_ids is None
 
 
 def test_a_dropped_expert_gives_nothing_and_the_others_what_they_did(model):

@@ -81,15 +81,22 @@ def test_an_export_is_read_back(dense, tiny, tmp_path, one_device, capsys):
 
 
 def test_experts_keep_our_names(run, tiny, tmp_path, one_device):
-  workdir, _, params = run('soft')
+  """And their low-rank parts become a part of the kernels."""
+  workdir, _, params = run('soft', model__moe__lora_rank=2)
   out = tmp_path / 'out'
   with pytest.raises(UserError, match=r'model\.moe\.blocks.*no experts'):
     command.main(['export', str(workdir), str(out), '--to=timm'])
   assert not any(tmp_path.iterdir())
   command.main(['export', str(workdir), str(out), '--to=softmoe'])
+  assert '"lora_rank": 0' in (out / 'config.json').read_text()
   config = tiny('soft', init=str(out), mesh='data:1')
   found = pretrained.params(build(config))
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  stacked = params['blocks'][1]['mlp']['experts']['stacked']
+  for name, linear in stacked.items():
+    product = linear.pop('lora_a') @ linear.pop('lora_b')
+    stacked[name] = linear | {'kernel': linear['kernel'] + product}
+  close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, found, params)
 
 
 @pytest.mark.parametrize(

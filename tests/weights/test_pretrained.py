@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
@@ -19,6 +20,7 @@ from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import loop
 from softmoe.training import step as step_lib
+from softmoe.weights import __main__ as weights_command
 from softmoe.weights import pretrained, source
 from tests.tasks import ragged
 
@@ -287,19 +289,23 @@ UPCYCLED = dict(
 
 
 def test_a_dense_run_is_upcycled_on_a_mesh(saved, tiny, capsys):
+  """With low-rank parts beside the kernels, which change nothing at first."""
   dense = dict(model__depth=4, mesh='data:1')
   workdir, _ = saved('vit', **dense)
   config = tiny(
     'vit',
     **dense | UPCYCLED | dict(mesh='data:2,fsdp:2,expert:2', seed=3),
     model__scan=True,
+    model__moe__lora_rank=2,
     init=str(workdir),
   )
   experiment = build(config)
   params = pretrained.params(experiment)
   printed = capsys.readouterr().err
   assert 'made of an MLP: blocks/2/mlp/experts/stacked/down/bias' in printed
-  assert 'initialisation: blocks/2/mlp/router/kernel, blocks/3' in printed
+  fresh = 'initialisation: blocks/2/mlp/experts/stacked/down/lora_a, '
+  assert fresh in printed
+  assert 'blocks/2/mlp/router/kernel and 5 more' in printed
   like = experiment.abstract_params
   assert jax.tree.all(
     jax.tree.map(lambda x, y: x.sharding == y.sharding, params, like)
@@ -316,6 +322,41 @@ def test_a_dense_run_is_upcycled_on_a_mesh(saved, tiny, capsys):
   assert np.isfinite(metrics['loss']) and metrics['update_norm'] > 0
   expected = run.evaluate_workdir(workdir)  # which puts its mesh in force
   assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
+
+
+def test_an_exported_vit_is_upcycled(saved, tiny, tmp_path, one_device):
+  """A file onto a mesh whose experts are split, beside fresh low-rank parts."""
+  pytest.importorskip('safetensors')
+  dense = dict(model__depth=4, model__activation='gelu_exact')
+  workdir, params = saved('vit', **dense, model__scan=True)
+  weights_command.main(['export', str(workdir), str(tmp_path), '--to=timm'])
+  dense['init'] = str(tmp_path / 'model.safetensors')
+  sparse = dense | UPCYCLED | dict(model__moe__lora_rank=2)
+  mesh = dict(mesh='data:2,fsdp:2,expert:2', model__scan=True)
+  experiment = build(tiny('vit', **sparse, **mesh))
+  exchanged = experiment.task.exchange(pretrained.params(experiment))
+  found = jax.tree.map(np.asarray, exchanged)
+  fresh = found['blocks'][3]['mlp']['experts']['stacked']['up']
+  assert fresh['lora_a'].any() and not fresh['lora_b'].any()
+  scanned = tiny('vit', **dense, model__scan=True).model
+  whole = params | {'blocks': stack.unstack(params['blocks'], scanned)}
+  rng = np.random.default_rng(1)
+  images = jnp.asarray(rng.integers(0, 256, (4, 8, 8, 1), np.uint8))
+
+  def logits(fields, params):
+    one = build(tiny('vit', **fields, mesh='data:1'))
+    place = lambda x, like: jax.device_put(x, like.sharding)
+    placed = jax.tree.map(place, params, one.abstract_params)
+    infer = lambda params: one.task.infer(
+      nnx.merge(one.graphdef, params), {'image': images}
+    )
+    return jax.jit(infer)(placed)
+
+  expected = logits(dense, whole)
+  assert np.std(expected) > 0.1
+  np.testing.assert_allclose(
+    logits(sparse, found), expected, rtol=1e-4, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize(

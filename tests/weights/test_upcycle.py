@@ -76,6 +76,7 @@ EXACT = {
   'top 2 of halves': TOP2 | HALVES,
   'quarters beside a shared one': TOP2 | dict(expert_dim=4, shared_dim=8),
   'balanced by a bias': dict(router='bias_balanced', k=2),
+  'balanced by quantiles': dict(router='quantile_balanced', k=2),
   'experts take all tokens': dict(
     router='experts_choice', capacity_factor=float(E)
   ),
