@@ -109,6 +109,8 @@ class Campaign:
   def _judge(self, job, allowed, line='error: '):
     """Waits for all processes, and looks at their codes and lines."""
     self.counts['starts'] += 1
+    if {process.wait() for process in job} & {_REFUSED, _FAILED}:
+      allowed = allowed | {_STOPPED}  # of those that hear of it too late
     for process in job:
       code, printed = process.wait(), process.printed()
       if code == 'hang':
