@@ -20,7 +20,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-TILE = 1024  # rows that ask, and rows that answer, at a time
+TILE = 1024  # the most rows that ask, or answer, at a time
 LOWEST = jnp.finfo(jnp.float32).min
 
 
@@ -44,7 +44,6 @@ def dispatch(
   tokens: Float[Array, 'g m k'],
   slots: Float[Array, 'n k'],
   mask: Bool[Array, 'g m'] | None = None,
-  tile: int = TILE,
 ) -> Attended:
   """Returns for every slot the mean of x under softmax over the tokens.
 
@@ -57,11 +56,10 @@ def dispatch(
     tokens: float32, of the logits `tokens @ slots.T`.
     slots: float32.
     mask: False where a token has no weight.
-    tile: slots and tokens at a time, at most.
   """
   if mask is None:
     mask = jnp.ones_like(tokens[..., 0], bool)
-  return _attend(True, tile, tokens, slots, x, mask)
+  return _attend(True, TILE, tokens, slots, x, mask)
 
 
 @jax.named_scope('combine')
@@ -69,7 +67,6 @@ def combine(
   y: Float[Array, 'g n d'],
   tokens: Float[Array, 'g m k'],
   slots: Float[Array, 'n k'],
-  tile: int = TILE,
 ) -> Attended:
   """Returns for every token the mean of y under softmax over the slots.
 
@@ -77,9 +74,8 @@ def combine(
     y: what slots give back.
     tokens: as for `dispatch`.
     slots: as for `dispatch`.
-    tile: tokens and slots at a time, at most.
   """
-  return _attend(False, tile, tokens, slots, y, jnp.ones_like(y[..., 0], bool))
+  return _attend(False, TILE, tokens, slots, y, jnp.ones_like(y[..., 0], bool))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
