@@ -181,9 +181,10 @@ def _factors(
   cut: pieces.Cut | None,
 ) -> tuple[routing.Factors, routing.Aux] | None:
   """Returns what weights are made of, where the router says so."""
-  if cut is not None or not hasattr(router, 'factors'):
+  factors = getattr(router, 'factors', None)
+  if factors is None or cut is not None:
     return None
-  routed = router.factors(grouped.x, mask=grouped.mask, **options)
+  routed = factors(grouped.x, mask=grouped.mask, **options)
   return None if routed is None else (routed, routing.Aux())
 
 

@@ -252,10 +252,10 @@ class Router(Protocol):
 
   The attributes `across_examples` with `group_size`, and `segment` with `width`
   and `slots_per_expert`, are read where they are there; see `MoE`. One with
-  `segment` gets no token ids. A method `factors`, called as the router is but
-  with all groups of a device (g, m, d) at once, returns the `Factors` of what
-  the call says of them, or None where `Slots` are as good; without it or with
-  `segment` the layer uses what the call says.
+  `segment` gets no token ids. A method `factors`, called with the tokens
+  (g, m, d) and the `mask=` of all groups of a device, and the options of a
+  call, returns `Factors` of what the router says of them, or None where that
+  is better said by `Slots`. It has no losses, and is not asked under `segment`.
   """
 
   num_experts: int

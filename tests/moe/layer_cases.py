@@ -78,7 +78,7 @@ SHAPES = [
 class Tiled(soft.SoftRouter):
   """Makes its weights in tiles however few they are."""
 
-  def factors(self, x, *, mask=None, key=None):
+  def factors(self, x, *, mask=None):
     return self._factors(x, mask)
 
 

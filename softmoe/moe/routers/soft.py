@@ -19,7 +19,7 @@ from softmoe.moe import routing
 from softmoe.moe.routers import gating
 
 WEIGHTS = ('soft', 'uniform')
-# So many weights of a group are kept; more are made in tiles.
+# The most weights of a group, each way, that are kept: more are made in tiles.
 MOST_WEIGHTS = 2**24
 
 
@@ -148,14 +148,12 @@ class SoftRouter(nnx.Module):
     x: Float[Array, 'g m d'],
     *,
     mask: Bool[Array, 'g m'] | None = None,
-    key: PRNGKeyArray | None = None,
   ) -> routing.Factors | None:
     """Returns what the weights are made of where there are too many to keep.
 
     Args:
       x: tokens of all groups.
       mask: False where a token is padding.
-      key: not used.
 
     Returns:
       None where a group has no more than MOST_WEIGHTS, and where they are not
