@@ -33,9 +33,9 @@ class Attended(NamedTuple):
     peak: the largest weight; has no gradient.
   """
 
-  mean: Float[Array, 'g q d']
-  log_sum: Float[Array, 'g q']
-  peak: Float[Array, 'g q']
+  mean: Float[Array, '*g q d']
+  log_sum: Float[Array, '*g q']
+  peak: Float[Array, '*g q']
 
 
 @jax.named_scope('dispatch')
@@ -103,11 +103,11 @@ def _backward(slots_ask, tile, residuals, cotangents):
     asks, keys = (slots, tokens) if slots_ask else (tokens, slots)
     dasks, (dkeys, dvalues) = _pull(tile, (asks, *asked), (keys, *answers))
     here, dtokens = (dasks, dkeys) if slots_ask else (dkeys, dasks)
-    return dslots + here, (dtokens, dvalues)
+    return dslots + here, (dtokens, dvalues.astype(values.dtype))
 
   groups = tokens, (dmean, log_sum, inner - dlog_sum), (values, mask)
   dslots, (dtokens, dvalues) = jax.lax.scan(one, jnp.zeros_like(slots), groups)
-  return dtokens, dslots, dvalues.astype(values.dtype), None
+  return dtokens, dslots, dvalues, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -117,14 +117,14 @@ def _ask(
   tile: int, asks: Float[Array, 'q k'], answers: tuple[Array, Array, Array]
 ) -> Attended:
   """Returns what the rows of one group get from keys, values and mask."""
-  answers, values = [_tiles(v, tile) for v in answers], answers[1]
+  values, tiled = answers[1], [_tiles(v, tile) for v in answers]
 
   def one(rows):
     zeros = functools.partial(jnp.zeros_like, rows, dtype=jnp.float32)
     nothing = zeros(shape=len(rows))
     start = nothing + LOWEST, nothing, zeros(shape=(len(rows), values.shape[1]))
     add = functools.partial(_add, rows)
-    (top, total, mean), _ = jax.lax.scan(add, start, answers)
+    (top, total, mean), _ = jax.lax.scan(add, start, tiled)
     some = total > 0
     total = jnp.where(some, total, 1)
     mean = (mean / total[:, None]).astype(values.dtype)
@@ -159,17 +159,17 @@ def _pull(
       normalising takes from the gradient of a logit.
     answers: keys, values and mask.
   """
-  asked, q = [_tiles(v, tile) for v in asked], len(asked[0])
+  by_row = [_tiles(v, tile) for v in asked]
 
   def one(dasks, answers):
     zeros = tuple(jnp.zeros_like(v, dtype=jnp.float32) for v in answers[:2])
     add = functools.partial(_add_gradients, answers)
-    return jax.lax.scan(add, zeros, (dasks, *asked))[::-1]
+    return jax.lax.scan(add, zeros, (dasks, *by_row))[::-1]
 
   tiled = tuple(_tiles(v, tile) for v in answers)
-  dasks, danswers = jax.lax.scan(one, jnp.zeros_like(asked[0]), tiled)
+  dasks, danswers = jax.lax.scan(one, jnp.zeros_like(by_row[0]), tiled)
   untiled = lambda v: _untiled(v, len(answers[0]))
-  return _untiled(dasks, q), jax.tree.map(untiled, danswers)
+  return _untiled(dasks, len(asked[0])), jax.tree.map(untiled, danswers)
 
 
 def _add_gradients(answers, sums, asked):
