@@ -66,7 +66,10 @@ def apply(
   cut = _cut(tokens, piece)
   laid = _lay_out(tokens, cut)
   grouped = _group(laid, size, across)
-  routed, aux = _route(router, static | arrays, grouped, cut)
+  options = static | arrays
+  routed, aux = _factors(router, options, grouped, cut) or _route(
+    router, options, grouped, cut
+  )
   real = grouped.mask if cut is None else cut.by_piece(cut.is_new())
   experts = experts.merged()
   result = execution.run(
@@ -169,6 +172,21 @@ def _grow(
   *rest, outputs = cut.grown(last)
   outputs = part.merge_output(outputs, None)
   return pieces.Cache(*map(part.merge, rest), outputs=outputs)
+
+
+@jax.named_scope('router')
+def _factors(
+  router: routing.Router,
+  options: dict[str, Any],
+  grouped: Tokens,
+  cut: pieces.Cut | None,
+) -> tuple[routing.Factors, routing.Aux] | None:
+  """Returns what weights are made of, where the router says so."""
+  factors = getattr(router, 'factors', None)
+  if factors is None or cut is not None:
+    return None
+  routed = factors(grouped.x, mask=grouped.mask, **options)
+  return None if routed is None else (routed, routing.Aux())
 
 
 def _route(

@@ -3,7 +3,8 @@
 A router is an `nnx.Module` with an attribute `num_experts` whose call routes
 one group of tokens and returns `(Slots | Assignment, Aux)`. The layer maps it
 over groups and does the rest. Axes: `*b` any leading axes (groups), `m` tokens
-of a group, `d` width, `e` experts, `s` slots of one expert.
+of a group, `d` width, `e` experts, `s` slots of one expert, `k` width of what
+logits are products of.
 """
 
 import abc
@@ -45,6 +46,11 @@ class Slots(NamedTuple):
   dispatch: Float[Array, '*b m e s']
   combine: Float[Array, '*b m e s']
 
+  @property
+  def num_experts(self) -> int:
+    """Experts that the slots are of."""
+    return self.dispatch.shape[-2]
+
   def rows_per_token(self, num_tokens: int | None = None) -> float:
     """Returns how many experts run for a token, from shapes alone.
 
@@ -53,6 +59,28 @@ class Slots(NamedTuple):
     """
     tokens, *slots = self.dispatch.shape[-3:]
     return math.prod(slots) / (num_tokens or tokens)
+
+
+class Factors(NamedTuple):
+  """`Slots` by what their weights are made of, where these would be too many.
+
+  With the logits `tokens @ slots`, dispatch is their softmax over the tokens
+  that are not masked, and combine their softmax over all slots.
+
+  Attributes:
+    tokens: float32, of each group.
+    slots: float32, of all groups.
+    mask: False where a token weighs nothing in any slot; None: all weigh.
+  """
+
+  tokens: Float[Array, '*b m k']
+  slots: Float[Array, 'k e s']
+  mask: Bool[Array, '*b m'] | None = None
+
+  @property
+  def num_experts(self) -> int:
+    """Experts that the slots are of."""
+    return self.slots.shape[1]
 
 
 @jax.tree_util.register_dataclass
@@ -83,6 +111,11 @@ class Assignment:
   adaptive: bool = dataclasses.field(default=False, metadata=STATIC)
   expected: float | None = dataclasses.field(default=None, metadata=STATIC)
   granted: Bool[Shapes, '*b m e'] | None = None
+
+  @property
+  def num_experts(self) -> int:
+    """Experts that tokens choose from."""
+    return self.gates.shape[-1]
 
   @property
   def dropless(self) -> bool:
@@ -219,7 +252,10 @@ class Router(Protocol):
 
   The attributes `across_examples` with `group_size`, and `segment` with `width`
   and `slots_per_expert`, are read where they are there; see `MoE`. One with
-  `segment` gets no token ids.
+  `segment` gets no token ids. A method `factors`, called with the tokens
+  (g, m, d) and the `mask=` of all groups of a device, and the options of a
+  call, returns `Factors` of what the router says of them, or None where that
+  is better said by `Slots`. It has no losses, and is not asked under `segment`.
   """
 
   num_experts: int

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from softmoe.models import config as model_config
 from softmoe.models import mixtures, vit
 from softmoe.moe import layer
-from softmoe.moe.routers import hashing
+from softmoe.moe.routers import hashing, soft
 
 P = jax.P
 VOCABULARY = 11
@@ -46,6 +46,8 @@ CASES = {
     router='segment_soft', segment=2, slots_per_expert=2, shared_dim=4
   ),
   'hash': dict(router='hash'),
+  # As where there are many tokens and slots.
+  'soft tiles': dict(router='soft', slots_per_expert=2, group_size=2),
   # As accelerators do it.
   'tokens_choice grouped': TOP_2 | dict(group_size=2),
   'hash grouped': dict(router='hash'),
@@ -73,6 +75,13 @@ SHAPES = [
 ]
 
 
+class Tiled(soft.SoftRouter):
+  """Makes its weights in tiles however few they are."""
+
+  def factors(self, x, *, mask=None):
+    return self._factors(x, mask)
+
+
 def on_mesh(name):
   """Returns a shape that fills the groups of eight devices."""
   return 8 * CASES[name].get('group_size', 1), 5, 6, 8, 7
@@ -92,6 +101,10 @@ def make(name, shape):
   if hashed:  # not in a config: images have no token ids
     router = hashing.HashRouter(num_experts, VOCABULARY)
     module = layer.MoE(router, module.experts)
+  if name == 'soft tiles':
+    slots = width, num_experts, fields['slots_per_expert']
+    router = nnx.eval_shape(lambda: Tiled(*slots, rngs=nnx.Rngs(0)))
+    module.router = router
   module.implementation = 'grouped' if name in GROUPED else 'auto'
   return module
 

@@ -31,6 +31,8 @@ FEW = [
   ('bias_balanced dropless', *HALF),
   ('hash grouped', *HALF),
   ('soft', *NONE),
+  ('soft tiles', *HALF),
+  ('soft tiles', *NONE),
   ('relu', *NONE),
 ]
 

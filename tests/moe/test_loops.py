@@ -34,7 +34,14 @@ MAIN = (
   'threshold dropless',
 )
 QUICKLY = ('soft', 'experts_choice', 'threshold', 'tokens_choice dropless')
-SPLIT = (*MAIN, 'bias_balanced', 'expert_threshold', 'relu', 'segment_soft')
+SPLIT = (
+  *MAIN,
+  'bias_balanced',
+  'expert_threshold',
+  'relu',
+  'segment_soft',
+  'soft tiles',
+)
 
 
 def check(name, shape, seed, sizes):

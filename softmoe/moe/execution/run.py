@@ -19,7 +19,7 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import pieces, routing
-from softmoe.moe.execution import dispatch, pairs
+from softmoe.moe.execution import attend, dispatch, pairs
 
 # Up to so many weights (tokens x slots) of a group, a TPU moves rows by matmuls
 # with one-hot weights, since it gathers and scatters slowly. On a CPU gathering
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 def run(
-  routed: routing.Slots | routing.Assignment,
+  routed: routing.Slots | routing.Factors | routing.Assignment,
   x: Float[Array, 'g m d'],
   experts: experts_lib.Experts,
   axis: str | None,
@@ -83,7 +83,8 @@ def run(
   mine: Mine = functools.partial(_mine, axis) if whole else _all
   copied, axis = (axis, None) if whole else (None, axis)
   if keys is not None:
-    keys = mine(_keys(keys, routed), 0) if experts.take_key else None
+    keys = _keys(keys, routed.num_experts) if experts.take_key else None
+    keys = None if keys is None else mine(keys, 0)
   at = functools.partial(
     at_experts, experts, axis=axis, chunks=exchange_chunks, keys=keys
   )
@@ -92,6 +93,8 @@ def run(
     if copied is None or result.last is None:
       return result
     return result._replace(last=_among_all(copied, result.last, 1))
+  if isinstance(routed, routing.Factors):
+    return run_factors(routed, x, at, mask, mine, copied)
   if routed.capacity is not None:
     return run_capacity(routed, routed.capacity, x, at, mine)
   if exchange_chunks != 1:
@@ -140,12 +143,8 @@ def _among_all(axis: str, x: Array, along: int) -> Array:
   return jax.lax.dynamic_update_slice_in_dim(zeros, x, start, along)
 
 
-def _keys(
-  keys: Key[Array, ' g'], routed: routing.Slots | routing.Assignment
-) -> Key[Array, 'e g']:
+def _keys(keys: Key[Array, ' g'], num_experts: int) -> Key[Array, 'e g']:
   """Returns a key for each expert and group, (e, g)."""
-  dense = isinstance(routed, routing.Slots)
-  num_experts = (routed.dispatch if dense else routed.gates).shape[2]
   fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
   return jax.vmap(fold, in_axes=(None, 0))(keys, jnp.arange(num_experts))
 
@@ -174,6 +173,52 @@ def run_slots(
   }
   executed = _count(routed.dispatch[:, 0].size) * ran
   return Result(y, means, {'executed': executed}, last)
+
+
+def run_factors(
+  routed: routing.Factors,
+  x: Float[Array, 'g m d'],
+  at_experts: AtExperts,
+  mask: Bool[Array, 'g m'] | None = None,
+  mine: Mine = _all,
+  axis: str | None = None,
+) -> Result:
+  """Does what `run_slots` does, and makes weights a tile at a time.
+
+  Args:
+    routed: what the weights are made of.
+    x: tokens.
+    at_experts: runs the experts of this device or, without `axis`, of all.
+    mask: False where a token is padding, which metrics leave out.
+    mine: of an array along an axis, what this device's experts have.
+    axis: mesh axis that slots are split over; None: they are all here.
+  """
+  slots, groups = mine(routed.slots, 1), len(x)
+  k, e, s = slots.shape
+  slots = slots.reshape(k, e * s).T
+  taken = attend.dispatch(x, routed.tokens, slots, routed.mask)
+  y = at_experts(jnp.swapaxes(taken.mean.reshape(groups, e, s, -1), 0, 1))
+  y = jnp.swapaxes(y, 0, 1).reshape(groups, e * s, -1)
+  given = attend.combine(y, routed.tokens, slots)
+  filled = jnp.mean(taken.peak, axis=1)
+  if axis is not None:
+    filled, given = jax.lax.pmean(filled, axis), _among_slots(given, axis)
+  means = {
+    'dispatch_max': filled,
+    'combine_max': jax.vmap(routing.mean_over_tokens)(given.peak, mask),
+  }
+  executed = _count(groups * routed.slots[0].size)
+  return Result(given.mean, means, {'executed': executed})
+
+
+def _among_slots(given: attend.Attended, axis: str) -> attend.Attended:
+  """Returns the share of this device's slots in the means over all slots."""
+  every = jax.lax.all_gather(given.log_sum, axis)
+  log_sum = jax.nn.logsumexp(every, axis=0)
+  share = jnp.exp(given.log_sum - log_sum)
+  peak = jax.lax.pmax(jax.lax.stop_gradient(given.peak * share), axis)
+  mean = (given.mean * share[..., None]).astype(given.mean.dtype)
+  return attend.Attended(mean, log_sum, peak)
 
 
 def run_capacity(

@@ -19,6 +19,8 @@ from softmoe.moe import routing
 from softmoe.moe.routers import gating
 
 WEIGHTS = ('soft', 'uniform')
+# The most weights of a group, each way, that are kept: more are made in tiles.
+MOST_WEIGHTS = 2**24
 
 
 class SoftRouter(nnx.Module):
@@ -104,11 +106,11 @@ class SoftRouter(nnx.Module):
     if self.phi is None or self.scale is None:
       shape = (*x.shape[:-1], self.num_experts, self.slots_per_expert)
       return jnp.zeros(shape, jnp.float32)
-    phi = self.scale[...] * l2_normalize(self.phi[...], axis=0)
+    tokens, slots, _ = self._factors(x, None)
     return jnp.einsum(
       '...md,des->...mes',
-      l2_normalize(x, axis=-1),
-      phi,
+      tokens,
+      slots,
       # By default TPUs and GPUs would round the operands to fewer bits.
       precision=jax.lax.Precision.HIGHEST,
       preferred_element_type=jnp.float32,
@@ -140,6 +142,42 @@ class SoftRouter(nnx.Module):
     return routing.Slots(
       over_tokens(dispatch, mask), jax.nn.softmax(combine, axis=(-2, -1))
     ), routing.Aux()
+
+  def factors(
+    self,
+    x: Float[Array, 'g m d'],
+    *,
+    mask: Bool[Array, 'g m'] | None = None,
+  ) -> routing.Factors | None:
+    """Returns what the weights are made of where there are too many to keep.
+
+    Args:
+      x: tokens of all groups.
+      mask: False where a token is padding.
+
+    Returns:
+      None where a group has no more than MOST_WEIGHTS, and where they are not
+      the softmaxes of the logits: in an ablation, or in a subclass with a call
+      or logits of its own.
+
+    Raises:
+      ValueError: the tokens are not of the router's width.
+    """
+    gating.check_width(x, self.width)
+    kind, num_slots = type(self), self.num_experts * self.slots_per_expert
+    own = kind.__call__ is SoftRouter.__call__
+    own = own and kind.logits is SoftRouter.logits
+    many = x.shape[-2] * num_slots > MOST_WEIGHTS
+    if own and many and self.dispatch == self.combine == 'soft':
+      return self._factors(x, mask)
+    return None
+
+  def _factors(
+    self, x: Float[Array, '*b m d'], mask: Bool[Array, '*b m'] | None
+  ) -> routing.Factors:
+    assert self.phi is not None and self.scale is not None
+    phi = self.scale[...] * l2_normalize(self.phi[...], axis=0)
+    return routing.Factors(l2_normalize(x, axis=-1), phi, mask)
 
 
 class IdentityRouter(nnx.Module):

@@ -1,4 +1,6 @@
-"""Statistics of a fresh router on LayerNormed random tokens."""
+"""Statistics of a fresh router on LayerNormed random tokens; its factors."""
+
+import re
 
 import jax
 import numpy as np
@@ -6,7 +8,8 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from softmoe.moe.execution import dispatch
+from softmoe import SoftMoE
+from softmoe.moe.execution import attend, dispatch
 from softmoe.moe.routers import soft
 
 TOKENS = 196
@@ -70,3 +73,42 @@ def test_slots_mix_the_tokens_as_they_came():
   np.testing.assert_allclose(
     slots, 7 * dispatch.dispatch(x, weights), rtol=1e-4, atol=1e-5
   )
+
+
+class Sharper(soft.SoftRouter):
+  """Weighs in a way of its own."""
+
+  def logits(self, x):
+    return 2 * super().logits(x)
+
+
+def test_weights_of_its_own_kind_alone_and_many_of_them_have_factors():
+  x = jax.ShapeDtypeStruct((2, 1024, 4), jnp.float32)
+  make = lambda slots, cls=soft.SoftRouter, **options: cls(
+    4, 2, slots, rngs=nnx.Rngs(0), **options
+  )
+  of = lambda *args, **options: jax.eval_shape(
+    lambda x: make(*args, **options).factors(x), x
+  )
+  assert of(2**13) is None  # 2^24 weights of a group, in two groups
+  found = of(2**13 + 1)
+  assert found.tokens.shape == x.shape
+  assert found.slots.shape == (4, 2, 2**13 + 1)
+  assert of(2**14, Sharper) is None
+  assert of(2**14, dispatch='uniform') is None
+  with pytest.raises(ValueError, match="x: got 'width 4'; 5"):
+    jax.eval_shape(soft.SoftRouter(5, 2, 1, rngs=nnx.Rngs(0)).factors, x)
+
+
+def test_a_layer_with_many_weights_makes_no_array_of_them(monkeypatch):
+  x, layer = jnp.ones((2, 24, 4)), SoftMoE(4, num_experts=40, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(layer)
+  value = lambda params, x: jnp.sum(nnx.merge(graphdef, params)(x)[0] ** 2)
+  # Tokens and slots, in any order, with or without the slots of an expert.
+  pairs = re.compile(r'\[(\d+,)?(24,40|40,24|24,40,1|40,1,24)\]')
+  program = lambda: str(jax.make_jaxpr(jax.grad(value, (0, 1)))(params, x))
+  assert pairs.search(program())
+  monkeypatch.setattr(soft, 'MOST_WEIGHTS', 24 * 40 - 1)
+  monkeypatch.setattr(attend, 'TILE', 8)
+  assert not pairs.search(program())
+  assert layer.route(x).dispatch.shape == (2, 24, 40, 1)
