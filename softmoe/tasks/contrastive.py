@@ -11,6 +11,7 @@ Axes: `b` pairs, `z` width of the representation.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,7 +114,8 @@ class Contrastive(vocabularies.OfTokens):
   def fingerprint(self) -> str:
     """Returns that of the images, the captions and the tokenizer."""
     found = sources.fingerprint(self.config.data)
-    return f'{found}-{self.tokenizer.fingerprint[:16]}' if found else ''
+    both = f'{found} {self.tokenizer.fingerprint}'
+    return hashlib.sha256(both.encode()).hexdigest() if found else ''
 
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns what `data.captioned.batches` says."""

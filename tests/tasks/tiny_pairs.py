@@ -1,8 +1,6 @@
 """A contrastive experiment that trains in seconds: noise, and words for it."""
 
 import dataclasses
-import json
-import pathlib
 from typing import Any
 
 from softmoe.data.captioned.config import CaptionedDataConfig
@@ -20,22 +18,10 @@ SPARSE = dict(
 )
 
 
-def write_captions(path: pathlib.Path) -> str:
-  """Writes two texts of each class, 'all' of which all classes have."""
-  lines = [
-    {'class': str(c), 'text': text}
-    for c in range(CLASSES)
-    for text in (f'number {c}', 'all')
-  ]
-  path.write_text('\n'.join(map(json.dumps, lines)))
-  return str(path)
-
-
-def config(captions: str, **changes: Any) -> contrastive.Config:
+def config(**changes: Any) -> contrastive.Config:
   """Returns the config, with changes to fields and to its parts.
 
   Args:
-    captions: file of `write_captions`.
     **changes: fields; of `data`, `model`, `text`, `optimizer` and `zeroshot`
       the fields of theirs that change.
   """
@@ -46,7 +32,7 @@ def config(captions: str, **changes: Any) -> contrastive.Config:
     text=TextConfig(**SIZES, vocab_size=257),
     data=CaptionedDataConfig(
       source=f'fake:8x8x1,classes={CLASSES}',
-      captions=captions,
+      captions='tests/data/captioned/captions.jsonl',
       eval_split='test[:21]',
       image_size=(8, 8),
       length=10,
