@@ -8,8 +8,9 @@ tokenizer of 32,000 tokens. ARGUMENT is one of ARGUMENTS, for instance soft-b16.
   python train.py --config=configs/image_text.py:ARGUMENT --workdir=DIR \
     --config.data.source=tfds:NAME
 
-A data set has an image and one or more texts an example, as `coco_captions`.
-Zero-shot accuracy on ImageNet takes its classes' names, docs/contrastive.md:
+or webdataset:DIR, with DIR/train/*.tar and DIR/val/*.tar. A data set has an
+image and one or more texts an example, as `coco_captions`. Zero-shot accuracy
+on ImageNet takes its classes' names, docs/contrastive.md:
 
     --config.zeroshot.source=tfds:imagenet2012 \
     --config.zeroshot.split=validation --config.zeroshot.captions=FILE.jsonl

@@ -2,7 +2,7 @@
 
 Soft MoE's Table 3 (https://arxiv.org/abs/2308.00951): which representation do
 texts find more in? The towers of images stay as they are. `faces` has the 2,965
-characters in faces of type that neither tower saw; `fewshot_test` has characters
+characters in faces of type that neither tower saw, `fewshot_test` characters
 that neither saw. It needs the workdirs of that suite, under `runs/main`.
 """
 

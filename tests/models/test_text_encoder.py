@@ -26,7 +26,9 @@ def make(**fields):
 @pytest.fixture
 def embed():
   """Returns a function of tokens and their mask."""
-  model = make(moe=MoEConfig(router='tokens_choice', blocks=(1,), num_experts=4))
+  model = make(
+    moe=MoEConfig(router='tokens_choice', blocks=(1,), num_experts=4)
+  )
   call = jax.jit(lambda *arguments: model(*arguments)[0])
   return lambda *arrays: np.asarray(call(*map(jnp.asarray, arrays)))
 

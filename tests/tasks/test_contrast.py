@@ -36,10 +36,10 @@ def sigmoid(images, texts, log_scale, bias):
 def softmax(images, texts, log_scale):
   losses = []
   for i in range(len(images)):
-    rows = [np.exp(log_scale) * images[i] @ text for text in texts]
-    columns = [np.exp(log_scale) * image @ texts[i] for image in images]
-    of = lambda logits: -np.log(np.exp(logits[i]) / np.sum(np.exp(logits)))
-    losses.append((of(rows) + of(columns)) / 2)
+    rows = [np.exp(np.exp(log_scale) * images[i] @ text) for text in texts]
+    columns = [np.exp(np.exp(log_scale) * image @ texts[i]) for image in images]
+    shares = rows[i] / sum(rows), columns[i] / sum(columns)
+    losses.append(-np.mean(np.log(shares)))
   return losses
 
 

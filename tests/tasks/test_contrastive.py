@@ -110,8 +110,8 @@ def test_classes_of_another_source_in_templates(evaluated):
   other = build(mesh='data:1', zeroshot=zeroshot)
   (matching,) = other.evaluators[1:]
   read, seen = matching.texts, []
-  matching.texts = lambda params, texts: seen.append(texts) or read(
-    params, texts
+  matching.texts = lambda params, texts: (
+    seen.append(texts) or read(params, texts)
   )
   found = matching(params, 'test[:21]')
   assert 0 <= found['zeroshot'] <= 0.5
@@ -234,7 +234,7 @@ def test_a_run_from_its_config_to_its_result(tmp_path):
       "config.zeroshot.split: got 'val'; the source has",
     ),
     (dict(data=dict(value_range=(1.0, 0.0))), 'config.data.value_range: got'),
-    (dict(data=dict(captions='')), "config.data.captions: got ''; a file with"),
+    (dict(data=dict(captions='')), "config.data.captions: got ''; texts of"),
     (
       dict(optimizer=dict(accumulate=2)),
       "config.optimizer.accumulate: got 2; 1: the loss of 'contrastive'",
