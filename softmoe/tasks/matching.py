@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -135,12 +135,12 @@ class Matching:
     return retrieval.recalls(images, labels, vectors, belongs)
 
   def _class_vectors(
-    self, params: task_lib.Params, texts: Sequence[Sequence[str]]
+    self, params: task_lib.Params, texts: sources.Texts
   ) -> Float[np.ndarray, 'g z']:
     templates = self._config.zeroshot.templates
     prompts = [
-      [t.replace('{}', text) for t in templates for text in each]
-      for each in texts
+      [t.replace('{}', text) for text in texts[label] for t in templates]
+      for label in range(len(texts))
     ]
     places = _places(prompts)
     vectors = self.texts(params, list(places))

@@ -37,13 +37,20 @@ def train_batches(experiment):
   return placed(experiment, experiment.task.train_batches(rows))
 
 
-@pytest.fixture(scope='module')
-def evaluated():
-  """Returns experiment, parameters, metrics of a split that fills no batch."""
+@functools.cache
+def once():
   experiment = build(mesh='data:1')
   params = jax.jit(experiment.init_params)()
   params = jax.tree.map(lambda w: 1.3 * w, params)
   return experiment, params, experiment.evaluate(params, 'test[:21]')
+
+
+@pytest.fixture
+def evaluated():
+  """Returns experiment, parameters, metrics of a split that fills no batch."""
+  found = once()
+  jax.set_mesh(found[0].mesh)
+  return found
 
 
 def embedded(experiment, params):
@@ -120,9 +127,8 @@ def test_classes_of_another_source_in_templates(evaluated):
   assert len(seen[1]) == 20
 
 
-@pytest.mark.parametrize('loss', ['sigmoid', 'softmax'])
-def test_losses_of_both_towers_experts_are_in(loss):
-  experiment = build(mesh='data:1', loss=loss, model=SPARSE, text=SPARSE)
+def test_losses_of_both_towers_experts_are_in():
+  experiment = build(mesh='data:1', model=SPARSE, text=SPARSE)
   batch = next(train_batches(experiment))
   model = nnx.merge(experiment.graphdef, jax.jit(experiment.init_params)())
   found = jax.jit(experiment.task.loss)(model, batch)
@@ -160,29 +166,34 @@ def test_any_mesh_trains_alike(loss, mesh):
     )
 
 
-def test_a_locked_tower_stays_and_has_no_backward_pass():
-  locked = build(mesh='data:1', optimizer=dict(frozen=('image/.*',)))
-  state, (metrics, _) = steps(locked)
-  start = jax.jit(locked.init_params)()
-  same = lambda a, b: bool(np.array_equal(a, b))
-  unmoved = jax.tree.map(same, state['params'], start)
-  assert jax.tree.all(unmoved['image'])
-  assert not any(jax.tree.leaves(unmoved['text']['blocks']))
-  assert metrics['gradient_norm'] > 0
-  lower = functools.partial(cost, loss='softmax')
-  assert lower(frozen=('image/.*',)) < 0.75 * lower(frozen=())
+LOCKED = dict(frozen=('image/.*',))
 
 
-def cost(loss, frozen):
-  """Returns the FLOPs of a training step, as it is traced."""
-  model = dict(depth=8)
-  experiment = build(
-    mesh='data:1', loss=loss, model=model, optimizer=dict(frozen=frozen)
-  )
+def test_a_locked_tower_has_no_backward_pass():
+  assert cost(optimizer=LOCKED) < 0.6 * cost(optimizer={})
+
+
+def cost(**changes):
+  """Returns the FLOPs of a step, most of them of images, as it is traced."""
+  sizes = dict(model=dict(depth=4), text=dict(depth=1))
+  sizes['data'] = dict(image_size=(16, 16))
+  experiment = build(mesh='data:1', **sizes, **changes)
   batch = experiment.abstract_batch(16)
   step = step_lib.make_train_step(experiment)
   lowered = step.lower(state_lib.abstract(experiment), batch)
   return lowered.cost_analysis()['flops']
+
+
+@pytest.mark.slow
+def test_a_locked_tower_stays():
+  experiment = build(mesh='data:1', optimizer=LOCKED)
+  state, (metrics, _) = steps(experiment)
+  start = jax.jit(experiment.init_params)()
+  same = lambda a, b: bool(np.array_equal(a, b))
+  unmoved = jax.tree.map(same, state['params'], start)
+  assert jax.tree.all(unmoved['image'])
+  assert not unmoved['text']['head']['kernel'] and not unmoved['log_scale']
+  assert metrics['gradient_norm'] > 0
 
 
 @pytest.mark.slow
@@ -239,7 +250,6 @@ def test_a_run_from_its_config_to_its_result(tmp_path):
       dict(optimizer=dict(accumulate=2)),
       "config.optimizer.accumulate: got 2; 1: the loss of 'contrastive'",
     ),
-    (dict(init_head='reset', init='a'), 'config.init_head'),
   ],
   ids=lambda value: value if isinstance(value, str) else '',
 )
