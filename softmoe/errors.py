@@ -38,14 +38,17 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
   """Names what the user wrote where a UserError names what was made of it.
 
   Args:
-    names: from the field of an error to the config field or flag behind it.
+    names: from the field of an error to the config field or flag behind it; a
+      name that ends with a dot stands for all fields of that branch.
   """
   try:
     yield
   except UserError as e:
-    if e.field not in names:
-      raise
-    raise UserError(names[e.field], e.given, e.expected) from e
+    for name, meant in names.items():
+      rest = e.field.removeprefix(name)
+      if e.field == name or (name.endswith('.') and rest != e.field):
+        raise UserError(meant + rest, e.given, e.expected) from e
+    raise
 
 
 class Diverged(Exception):

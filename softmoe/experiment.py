@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from flax import nnx
 
@@ -17,7 +18,8 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import stack
 from softmoe.moe import layer
-from softmoe.optim import optimizer, schedules, shares, steered
+from softmoe.optim import optimizer, schedules, steered
+from softmoe.optim import shares as shares_lib
 from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
 
@@ -37,6 +39,7 @@ class Experiment:
     abstract_params: the parameters' shapes, types and places.
     rules: of each parameter the rule that moves it, None where the optimizer
       does; see `optim.steered`.
+    frozen: of each parameter whether nothing ever moves it; None: all move.
     group_size: examples whose tokens are routed together, on one device.
     schedule: learning rate at a step.
     optimizer: the gradient transformation.
@@ -48,6 +51,7 @@ class Experiment:
   graphdef: nnx.GraphDef
   abstract_params: Params
   rules: dict[str, Any]
+  frozen: Params | None
   group_size: int
   schedule: optax.Schedule
   optimizer: optax.GradientTransformation
@@ -66,6 +70,16 @@ class Experiment:
       out_sharding=jax.tree.map(lambda w: w.sharding, self.abstract_params),
     )
     return make()
+
+  def held(self, params: Params) -> Params:
+    """Returns the parameters, those that are frozen as constants.
+
+    So no gradient of theirs is computed, nor what leads to them alone.
+    """
+    if self.frozen is None:
+      return params
+    hold = lambda frozen, w: jax.lax.stop_gradient(w) if frozen else w
+    return jax.tree.map(hold, self.frozen, params)
 
   def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, types and places of a batch of `size` examples."""
@@ -153,6 +167,7 @@ def build(
   check(config, task, layers, mesh, training)
   params = placed_params(task, mesh)
   rules = steered.rules(model)
+  shares = _shares(config, task, params)
   schedule = schedules.make_schedule(
     config.optimizer.schedule, config.optimizer.learning_rate, config.steps
   )
@@ -163,12 +178,11 @@ def build(
     graphdef=nnx.graphdef(model),
     abstract_params=params,
     rules=rules,
+    frozen=None if shares is None else _frozen(shares, rules),
     group_size=_group_size(layers),
     schedule=schedule,
     optimizer=steered.steered(
-      optimizer.make_optimizer(
-        config.optimizer, schedule, params, _shares(config, task, params)
-      ),
+      optimizer.make_optimizer(config.optimizer, schedule, params, shares),
       rules,
     ),
   )
@@ -225,7 +239,13 @@ def _shares(
   """Returns each parameter's share of the learning rate; None: all of it."""
   if not config.optimizer.frozen and config.optimizer.layer_decay == 1:
     return None
-  return task.take(shares.of_params(config.optimizer, task.exchange(params)))
+  of_params = shares_lib.of_params
+  return task.take(of_params(config.optimizer, task.exchange(params)))
+
+
+def _frozen(shares: Params, rules: dict[str, Any]) -> Params:
+  still = lambda rule, share: rule is None and not np.any(share)
+  return jax.tree.map(still, rules, shares, is_leaf=lambda v: v is None)
 
 
 def _group_size(layers: list[layer.MoE]) -> int:

@@ -25,6 +25,7 @@ ALL = [(name, a) for name, m in MODULES.items() for a in m['ARGUMENTS']]
 
 PAPERS = {
   'classification': 'https://arxiv.org/abs/2308.00951',
+  'contrastive': 'https://arxiv.org/abs/2308.00951',
   'language': 'https://arxiv.org/abs/2403.18926',
   'translation': 'https://arxiv.org/abs/2403.18926',
 }
@@ -100,6 +101,29 @@ def shrink_images(config):
   )
 
 
+def shrink_contrastive(config):
+  data, channels = config.data, config.data.channels
+  text = dict(width=8, depth=2, mlp_dim=8, num_heads=2, vocab_size=257)
+  return dataclasses.replace(
+    config,
+    model=shrink_model(config, patch_size=(4, 4)),
+    text=dataclasses.replace(config.text, **text),
+    data=dataclasses.replace(
+      data,
+      source=f'fake:10x9x{channels},classes=5',
+      captions='tests/data/captioned/captions.jsonl',
+      train_split='train',
+      eval_split='test[:4]',
+      tokenizer='bytes',
+      length=12,
+      image_size=(8, 8),
+      batch_size=4,
+      eval_batch_size=4,
+      threads=0,
+    ),
+  )
+
+
 def shrink_moe(moe):
   at_most = lambda most, *fields: {
     field: min(most, getattr(moe, field)) for field in fields
@@ -116,6 +140,7 @@ def shrink_moe(moe):
 
 SHRINK = {
   'classification': shrink_images,
+  'contrastive': shrink_contrastive,
   'language': shrink_language,
   'translation': shrink_translation,
 }

@@ -94,7 +94,8 @@ def observe(workdir: Any, step: str, split: str, count: int) -> Observed:
   # Examples split over all devices, experts whole on each of them.
   with naming({'--workdir': 'WORKDIR'}):
     run = load.restore(workdir, step, f'data:{jax.device_count()}')
-  if not experiment_lib.moe_layers(nnx.merge(run.experiment.graphdef, run[2])):
+  model = nnx.merge(run.experiment.graphdef, run.params)
+  if not experiment_lib.moe_layers(_tower(run.experiment.task, model)):
     raise UserError('WORKDIR', str(workdir), 'a run with MoE layers')
   experiment_lib.with_fingerprint(run.experiment.config)
   most = _MOST_TOKENS // run.experiment.task.units_per_example
@@ -114,14 +115,30 @@ def _block_by_block(
   experiment: experiment_lib.Experiment, count: int
 ) -> experiment_lib.Experiment:
   """Returns the experiment whose layers can be watched, in small batches."""
-  config: Any = experiment.config
-  model = dataclasses.replace(config.model, scan=False, remat=False)
+  config: Any = _unrolled(experiment.config)
   unit = experiment.mesh.size * _group_size(experiment)
   most = min(count, config.data.eval_batch_size)
   size = unit * max(1, most // unit)
   data = dataclasses.replace(config.data, eval_batch_size=size)
-  config = dataclasses.replace(config, model=model, data=data)
+  config = dataclasses.replace(config, data=data)
   return experiment_lib.build(config, training=False)
+
+
+def _unrolled(config: Any) -> Any:
+  """Returns the config, without `scan` or `remat` in any of its parts."""
+  changes: dict[str, Any] = {
+    field.name: _unrolled(getattr(config, field.name))
+    for field in dataclasses.fields(config)
+    if dataclasses.is_dataclass(getattr(config, field.name))
+  }
+  names = (name for name in ('scan', 'remat') if hasattr(config, name))
+  return dataclasses.replace(config, **changes, **dict.fromkeys(names, False))
+
+
+def _tower(task: task_lib.Task, model: Any) -> Any:
+  """Returns what is looked into: of two towers the one of images."""
+  branch, _ = task.part
+  return getattr(model, branch) if branch else model
 
 
 def _group_size(experiment: experiment_lib.Experiment) -> int:
@@ -167,7 +184,7 @@ def _layers(
   @jax.jit
   def routings(params, batch):
     model, notes = nnx.merge(experiment.graphdef, params), {}
-    watched.watch(model, notes)
+    watched.watch(_tower(experiment.task, model), notes)
     experiment.task.loss(model, experiment.task.prepare(batch, None))
     return notes
 
@@ -177,7 +194,8 @@ def _layers(
     for path, noted in routings(params, batch).items():
       arrays = {name: v[real] for name, v in _arrays(*noted).items()}
       parts.setdefault(path, []).append(arrays)
-  places = watched.places(nnx.merge(experiment.graphdef, params))
+  model = _tower(experiment.task, nnx.merge(experiment.graphdef, params))
+  places = watched.places(model)
   return [_layer(path, moe, _joined(parts[path])) for path, *_, moe in places]
 
 
@@ -231,7 +249,7 @@ def _without(
   @jax.jit
   def sums(params, batch, keep):
     model = nnx.merge(experiment.graphdef, params)
-    watched.drop_experts(model, keep)
+    watched.drop_experts(_tower(task, model), keep)
     loss = task.loss(model, task.prepare(batch, None))
     own = task_lib.metrics(loss._replace(aux={}))
     return own | {'loss': task_lib.Mean(loss.sum, loss.weight)}

@@ -94,12 +94,18 @@ class ViTConfig(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig(TransformerConfig):
-  """A decoder-only transformer over a vocabulary."""
+class TextConfig(TransformerConfig):
+  """A transformer over a vocabulary, such as an encoder of texts."""
 
   positions: str = 'learned'
   # 0: that of the tokenizer.
   vocab_size: Annotated[int, Range(0, 2**30)] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(TextConfig):
+  """A decoder-only transformer."""
+
   tied: bool = True  # the head is the embedding
   # Tokens of a device whose logits exist at a time; 0: all.
   loss_chunk: Annotated[int, Range(0, 2**30)] = 0

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import blocks, norms, stack, vocabulary
-from softmoe.models.config import DecoderConfig
+from softmoe.models.config import DecoderConfig, TextConfig
 from softmoe.moe import layer, routing
 
 
@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
     return stack.place_caches(caches, tokens, self.config)
 
 
-def check(config: DecoderConfig) -> None:
+def check(config: TextConfig) -> None:
   """Raises a UserError that names the first field that does not fit."""
   stack.require(config, 'vocab_size', config.vocab_size >= 1, 'at least 1')
   stack.check(config)

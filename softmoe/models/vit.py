@@ -75,7 +75,8 @@ class ViT(nnx.Module):
       image_size: height and width in pixels; a rest that fills no patch is
         left out, as a convolution without padding would.
       channels: of an image.
-      num_classes: width of the logits.
+      num_classes: width of the logits; 0: there is no head, for what is after
+        the representation alone.
       head_bias: start of the head's bias, -log(num_classes) for the sigmoid
         loss; its kernel starts at zero.
       rngs: source of the parameters' keys.
@@ -98,13 +99,17 @@ class ViT(nnx.Module):
       if representation
       else None
     )
-    self.head = nnx.Linear(
-      representation or config.width,
-      num_classes,
-      kernel_init=nnx.initializers.zeros,
-      bias_init=nnx.initializers.constant(head_bias),
-      dtype=jnp.float32,
-      **options,
+    self.head = (
+      nnx.Linear(
+        size(config),
+        num_classes,
+        kernel_init=nnx.initializers.zeros,
+        bias_init=nnx.initializers.constant(head_bias),
+        dtype=jnp.float32,
+        **options,
+      )
+      if num_classes
+      else None
     )
 
   def __call__(
@@ -159,6 +164,11 @@ class ViT(nnx.Module):
       dtype = jnp.dtype(self.config.dtype)
       return sharding.gather(self.map_head, dtype)(x)
     return x[:, 0] if self.config.pool == 'token' else jnp.mean(x, axis=1)
+
+
+def size(config: ViTConfig) -> int:
+  """Returns the width of the representation."""
+  return config.representation_size or config.width
 
 
 def check(config: ViTConfig, image_size: tuple[int, int]) -> None:

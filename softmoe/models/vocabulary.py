@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models.config import DecoderConfig
+from softmoe.models.config import DecoderConfig, TextConfig
 from softmoe.moe import part as part_lib
 
 _STD = 0.02  # of all at the start, as in GPT-2
@@ -34,26 +34,33 @@ class Losses(NamedTuple):
   correct: Bool[Array, 'b n']
 
 
-class Vocabulary(nnx.Module):
-  """An embedding, and a head without bias that may be the same matrix.
+class Embedding(nnx.Module):
+  """A vector for each token.
 
   Attributes:
     embedding: (v, d), normal(0.02).
-    head: (v, d), of the same start; None where it is the embedding.
   """
 
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    self.dtype, self.chunk = jnp.dtype(config.dtype), config.loss_chunk
-    shape, dtype = (config.vocab_size, config.width), config.param_dtype
-    draw = lambda: nnx.Param(
-      _STD * jax.random.normal(rngs.params(), shape, jnp.dtype(dtype))
-    )
-    self.embedding = draw()
-    self.head = None if config.tied else draw()
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+    self.dtype = jnp.dtype(config.dtype)
+    self.embedding = _draw(config, rngs)
 
   def embed(self, tokens: Int[Array, 'b n']) -> Float[Array, 'b n d']:
     """Returns the vector of each token."""
     return rows(self.embedding[...], tokens, self.dtype)
+
+
+class Vocabulary(Embedding):
+  """An embedding, and a head without bias that may be the same matrix.
+
+  Attributes:
+    head: (v, d), of the embedding's start; None where it is the embedding.
+  """
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    super().__init__(config, rngs=rngs)
+    self.chunk = config.loss_chunk
+    self.head = None if config.tied else _draw(config, rngs)
 
   def logits(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n v']:
     """Returns the float32 logits of the next token."""
@@ -121,7 +128,7 @@ class Positions(nnx.Module):
     table: (length, d), normal(0.02); None: there are none.
   """
 
-  def __init__(self, config: DecoderConfig, length: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: TextConfig, length: int, *, rngs: nnx.Rngs):
     learned, self.length = config.positions == 'learned', length
     shape, dtype = (length, config.width), jnp.dtype(config.param_dtype)
     draw = lambda: _STD * jax.random.normal(rngs.params(), shape, dtype)
@@ -163,6 +170,13 @@ def rows(
 
   found, _ = part_lib.run(look_up, (matrix,), (dtype,), indices)
   return sharding.place_like(found, indices)
+
+
+def _draw(config: TextConfig, rngs: nnx.Rngs) -> nnx.Param:
+  """Returns a vector for each token, normal(0.02)."""
+  shape, dtype = (config.vocab_size, config.width), config.param_dtype
+  normal = jax.random.normal(rngs.params(), shape, jnp.dtype(dtype))
+  return nnx.Param(_STD * normal)
 
 
 def _losses(

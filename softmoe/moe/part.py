@@ -34,6 +34,16 @@ class Part(NamedTuple):
     return 'expert' if sharding.axis_size('expert') > 1 and self.axes else None
 
   @property
+  def split(self) -> tuple[str, ...]:
+    """The mesh axes that the tokens are split over."""
+    return tuple(axis for axis in self.axes if axis not in self.copies)
+
+  @property
+  def count(self) -> int:
+    """The number of parts that the tokens are split into."""
+    return math.prod(map(sharding.axis_size, self.split))
+
+  @property
   def whole(self) -> bool:
     """Whether every device that experts are split over has the same tokens."""
     return 'expert' in self.copies
@@ -43,6 +53,19 @@ class Part(NamedTuple):
     if not self.axes:
       return x
     return jax.lax.psum(self._once(self._varying(x), self.copies), self.axes)
+
+  def to_next(self, x: jax.Array) -> jax.Array:
+    """Returns what the device before this one has, in a ring of the parts."""
+    if self.count == 1:
+      return x
+    ring = [(i, (i + 1) % self.count) for i in range(self.count)]
+    return jax.lax.ppermute(x, self.split, ring)
+
+  def collect(self, x: jax.Array) -> jax.Array:
+    """Returns the examples of all parts."""
+    if self.count == 1:
+      return x
+    return jax.lax.all_gather(x, self.split, tiled=True)
 
   def merge(self, x: jax.Array) -> jax.Array:
     """Returns what is the same on all copies as such."""

@@ -67,7 +67,8 @@ def shared(
 
 def _times(updates: Params, shares: Params) -> Params:
   def times(u: jax.Array, share: np.ndarray) -> jax.Array:
-    return u * share.reshape(*share.shape, *(1,) * (u.ndim - share.ndim))
+    shape = (*share.shape, *(1,) * (u.ndim - share.ndim))
+    return u * share.reshape(shape)
 
   return jax.tree.map(times, updates, shares)
 

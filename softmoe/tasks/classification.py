@@ -5,7 +5,6 @@ Axes: `b` images, `c` classes.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -19,9 +18,9 @@ from softmoe import config as config_lib
 from softmoe.data.images import batches, sources, value_range
 from softmoe.data.images.config import ImageDataConfig
 from softmoe.errors import UserError
-from softmoe.models import patches, stack, vit
+from softmoe.models import stack, vit
 from softmoe.ranges import SHARE, Range
-from softmoe.tasks import fewshot, losses, means, shots
+from softmoe.tasks import fewshot, losses, means, pictures, shots
 from softmoe.tasks import task as task_lib
 
 
@@ -50,10 +49,7 @@ class Classification(task_lib.Task):
     """Checks what is special to the task."""
     super().__init__(config)
     self._cross_entropy = losses.cross_entropy(config.loss)
-    low, high = config.data.value_range
-    if low >= high:
-      expected = 'two numbers, the first below the second'
-      raise UserError.of_field(config, 'data.value_range', expected)
+    pictures.check(config)
 
   def make_model(self, rngs: nnx.Rngs) -> vit.ViT:
     """Returns a ViT, plain or with MoE blocks."""
@@ -162,20 +158,12 @@ class Classification(task_lib.Task):
 
     The grid is this task's, if it has as many patches, or else a square.
     """
-    data, patch = self.config.data, self.config.model.patch_size
-    sizes: dict[str, Any] = {}
+    data = self.config.data
+    sizes: dict[str, Any] = {
+      'image_size': pictures.size_of(self.config, shapes, 'patches/position')
+    }
     if 'head/bias' in shapes:
       sizes['num_classes'] = shapes['head/bias'][-1]
-    rows, columns = patches.grid(data.image_size, patch)
-    if 'patches/position' in shapes:
-      count = shapes['patches/position'][-2]
-      count -= self.config.model.pool == 'token'
-      if count != rows * columns:
-        side = math.isqrt(max(count, 0))
-        if not side or side * side != count:
-          expected = 'as many positions as a square of patches has'
-          raise UserError('config.init', f'{count} positions', expected)
-        sizes['image_size'] = side * patch[0], side * patch[1]
     data = dataclasses.replace(data, **sizes)
     return Classification(dataclasses.replace(self.config, data=data))
 
@@ -190,11 +178,6 @@ class Classification(task_lib.Task):
     The head is kept, or that of a run without `init`: a kernel of zeros.
     """
     here, there = self.config.data, source.config.data
-    grids = (
-      patches.grid(c.data.image_size, c.model.patch_size)
-      for c in (source.config, self.config)
-    )
-    embedding = patches.resize_positions(params['patches']['position'], *grids)
     head = params['head']
     if self.config.init_head == 'reset':
       head = fresh['head']
@@ -204,10 +187,7 @@ class Classification(task_lib.Task):
         f'and config.data.num_classes is {here.num_classes}'
       )
       raise UserError('config.init_head', 'keep', expected)
-    return params | {
-      'patches': params['patches'] | {'position': embedding},
-      'head': head,
-    }
+    return pictures.resized(params, source.config, self.config) | {'head': head}
 
   def ratings(self) -> tuple[str, ...]:
     """Returns the loss and the accuracies."""

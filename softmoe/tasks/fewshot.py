@@ -24,7 +24,7 @@ from jaxtyping import Float
 from softmoe.data import prefetch
 from softmoe.data.images import batches
 from softmoe.data.images import source as source_lib
-from softmoe.data.images.config import ImageDataConfig
+from softmoe.data.images.config import PictureDataConfig
 from softmoe.tasks import means, ridge, shots
 from softmoe.tasks import task as task_lib
 
@@ -50,7 +50,7 @@ def make(
   """Returns a function from parameters to a `Result` for each number of shots.
 
   Args:
-    task: with `features`, whose config has `ImageDataConfig` as its `data`.
+    task: with `features`, whose config has a `PictureDataConfig` as its `data`.
     graphdef: `nnx.merge(graphdef, params)` is the model.
     mesh: where the parameters are; the batch is split over all of it.
     config: of the evaluation.
@@ -113,7 +113,7 @@ def _see(
   features: Any,
   params: task_lib.Params,
   images: shots.Images,
-  data: ImageDataConfig,
+  data: PictureDataConfig,
   mesh: jax.sharding.Mesh,
 ) -> Float[np.ndarray, 'n d']:
   """Returns the features of images, in their order."""

@@ -6,6 +6,7 @@ from softmoe.tasks import task as task_lib
 
 TASKS = {
   'classification': 'softmoe.tasks.classification:Classification',
+  'contrastive': 'softmoe.tasks.contrastive:Contrastive',
   'language': 'softmoe.tasks.language:Language',
   'translation': 'softmoe.tasks.translation:Translation',
 }

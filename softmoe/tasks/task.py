@@ -68,6 +68,9 @@ class Task(abc.ABC):
     units_per_example: how many of these an example of the batch holds.
     shown: metrics on the line that tells of the progress.
     head: the branch of the parameters that `init_head` may reset; '': none.
+    part: (branch, task): the branch of the parameters that is the model of
+      another task, but for its head, and the name of that task. A run of that
+      task or a file of another library may be its start; '' and '': none.
     additive: whether the loss of a batch is the sum of that of its parts. Where
       it is not, as in a contrastive loss, there are no micro-batches.
   """
@@ -77,6 +80,7 @@ class Task(abc.ABC):
   units_per_example: int = 1
   shown: tuple[str, ...] = ('loss', 'learning_rate')
   head: str = ''
+  part: tuple[str, str] = ('', '')
   additive: bool = True
 
   def __init__(self, config: Any):

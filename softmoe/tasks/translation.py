@@ -25,7 +25,7 @@ from softmoe.errors import UserError
 from softmoe.models import beam_search, encoder_decoder, generation, stack
 from softmoe.models.config import EncoderDecoderConfig
 from softmoe.ranges import SHARE, Range
-from softmoe.tasks import means, scores, vocabularies
+from softmoe.tasks import auxiliary, means, scores, vocabularies
 from softmoe.tasks import task as task_lib
 
 
@@ -237,7 +237,7 @@ class Translation(vocabularies.OfTokens):
       mask=batch['weights'] > 0,
       router_options=router_options,
     )
-    return x, _merge(first, second)
+    return x, auxiliary.merge(first, second, 'decoder')
 
   def _score(self, graphdef, mesh, params, split: str) -> dict[str, float]:
     """Returns the scores of a split's translations."""
@@ -297,36 +297,6 @@ def translate(
   first = jnp.full_like(source[:, 0], eos)
   found = beam_search.search(step, reorder, caches, first, eos, how)
   return found.tokens[:, 0]
-
-
-def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-  """Returns what the MoE layers of both sides tell.
-
-  Losses of the decoder are told apart, each being a mean over its own groups;
-  metrics are means over the tokens or groups of both.
-  """
-  if not first or not second:
-    return first or second
-  apart = {f'decoder_{name}': value for name, value in second['losses'].items()}
-  a, b = first['weights'], second['weights']
-  weights = {name: a.get(name, 0.0) + b.get(name, 0.0) for name in a | b}
-  weights |= {name: a[name] for name in first['losses'].keys() & a.keys()}
-  weights |= {
-    f'decoder_{name}': b[name] for name in second['losses'].keys() & b.keys()
-  }
-  total = lambda aux, name: aux['metrics'][name] * aux['weights'][name]
-  metrics = {
-    name: sum(
-      total(aux, name) for aux in (first, second) if name in aux['metrics']
-    )
-    / task_lib.nonzero(weights[name])
-    for name in first['metrics'] | second['metrics']
-  }
-  return {
-    'losses': first['losses'] | apart,
-    'metrics': metrics,
-    'weights': weights,
-  }
 
 
 def _split_language(prompt: str, tokenizer: Tokenizer) -> tuple[str, str]:

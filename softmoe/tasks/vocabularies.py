@@ -17,7 +17,13 @@ _STACKS = ('blocks', 'encoder', 'decoder')
 
 
 class OfTokens(task_lib.Task):
-  """A task on tokens; its config has `data.tokenizer`, `model.vocab_size`."""
+  """A task on tokens; its config has `data.tokenizer`.
+
+  Attributes:
+    reader: branch of the config that has `vocab_size`.
+  """
+
+  reader: str = 'model'
 
   def __init__(self, config: Any):
     """Opens the tokenizer if the vocabulary has to be as large as its own.
@@ -26,10 +32,11 @@ class OfTokens(task_lib.Task):
       UserError: the tokenizer cannot be read.
     """
     super().__init__(config)
-    if not config.model.vocab_size:
+    reader = getattr(config, self.reader)
+    if not reader.vocab_size:
       size = self.tokenizer.vocab_size
-      model = dataclasses.replace(config.model, vocab_size=size)
-      self.config = dataclasses.replace(config, model=model)
+      reader = dataclasses.replace(reader, vocab_size=size)
+      self.config = dataclasses.replace(config, **{self.reader: reader})
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -39,10 +46,12 @@ class OfTokens(task_lib.Task):
       UserError: it cannot be read, or has more tokens than the vocabulary.
     """
     found = registry.open_tokenizer(self.config.data.tokenizer)
-    size = self.config.model.vocab_size
+    size = getattr(self.config, self.reader).vocab_size
     if 0 < size < found.vocab_size:
       expected = f'at least {found.vocab_size}, the tokens of the tokenizer'
-      raise UserError.of_field(self.config, 'model.vocab_size', expected)
+      raise UserError.of_field(
+        self.config, f'{self.reader}.vocab_size', expected
+      )
     return found
 
   def files(self) -> dict[str, bytes]:

@@ -57,7 +57,7 @@ def _gradients(
 
   @jax.jit  # traced once, however often it is called below
   def means(params, batch, key) -> tuple[Means, Means]:
-    model = nnx.merge(experiment.graphdef, params)
+    model = nnx.merge(experiment.graphdef, experiment.held(params))
     loss = task.loss(model, batch, key)
     return task_lib.losses(loss), task_lib.metrics(loss)
 

@@ -24,8 +24,10 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
   have been scanned or not, on any mesh, and of another type; each device reads
   its own part of a file. What is special to the model, such as another
   resolution, is up to `Task.adopt`; all else has to be of the same name and
-  shape, but for names that `config.init_allow` matches. With `config.upcycle`
-  it is of the model without experts, whose MLPs they are made of.
+  shape, but for names that `config.init_allow` matches. A task whose model has
+  that of another task as a part (`Task.part`) may start with this alone. With
+  `config.upcycle` it is of the model without experts, whose MLPs they are made
+  of.
 
   Raises:
     UserError: there is no such run, checkpoint or file, or it is of another
@@ -107,8 +109,11 @@ def _compare(
   wanted = _shapes(task.exchange(experiment.abstract_params))
   for path in [*wanted, *saved]:
     both = path in wanted and path in saved
-    allowed = re.fullmatch(config.init_allow, path)
-    if not both and (allowed or source_lib.is_reset(config, task, path)):
+    if not both and (
+      re.fullmatch(config.init_allow, path)
+      or source_lib.is_reset(config, task, path)
+      or source_lib.is_elsewhere(source, path)
+    ):
       continue
     has = str(adopted.get(path, saved[path])) if path in saved else 'missing'
     needs = str(wanted.get(path, 'missing'))

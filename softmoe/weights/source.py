@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from softmoe.weights.row import Row
 
 Tree = Any  # nested dicts of arrays, or of their shapes
 Flat = dict[tuple, Any]  # the same, by path
+_LINEAR = ('kernel', 'bias')  # of a head
 
 
 class Source(NamedTuple):
@@ -38,6 +39,7 @@ class Source(NamedTuple):
     saved: their shapes, types and places, as they will be read.
     exchange: from what is read to parameters without `scan`.
     read: reads them onto the devices.
+    branch: of this model's parameters that these are; '': all.
     left_over: names of what is not read.
     notes: what a user should know beside it.
   """
@@ -48,6 +50,7 @@ class Source(NamedTuple):
   saved: Tree
   exchange: Callable[[Tree], Tree]
   read: Callable[[], Tree]
+  branch: str = ''
   left_over: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
@@ -84,7 +87,16 @@ def split(name: str) -> tuple[str, str]:
 
 def is_reset(config: Any, task: task_lib.Task, path: str) -> bool:
   """Tells whether a parameter is of a head that starts anew."""
-  return config.init_head == 'reset' and path.split('/')[0] == task.head
+  return config.init_head == 'reset' and _is_of(path, task.head)
+
+
+def is_elsewhere(source: Source, path: str) -> bool:
+  """Tells whether a parameter is in no branch that the source has."""
+  return source.branch != '' and not _is_of(path, source.branch)
+
+
+def _is_of(path: str, name: str) -> bool:
+  return path.split('/')[0] == name
 
 
 def flat(tree: Tree) -> Flat:
@@ -98,9 +110,14 @@ def flat(tree: Tree) -> Flat:
 def _of_run(
   experiment: experiment_lib.Experiment, found: workdir_lib.Found
 ) -> Source:
-  source = _task(found.config, experiment.task)
+  source = registry.find(found.config.task)(found.config)
+  branch = _branch(experiment.task, source)
   average = bool(found.config.ema)
-  saved = _abstract(experiment, source, average)
+  saved, left_over = _abstract(experiment, source, branch, average)
+
+  def exchange(params: Tree) -> Tree:
+    params = source.exchange(params)
+    return {branch: _without_head(params, source)} if branch else params
 
   def read() -> Tree:
     key = 'ema' if average else 'params'
@@ -108,51 +125,82 @@ def _of_run(
       return found.checkpoints.restore_params(saved, found.step, key)
 
   name = f'step {found.step} of {experiment.config.init}'
-  return Source('a run', name, source, saved, source.exchange, read)
+  return Source('a run', name, source, saved, exchange, read, branch, left_over)
 
 
-def _task(config: Any, like: task_lib.Task) -> task_lib.Task:
-  """Returns the other run's task."""
-  source = registry.find(config.task)(config)
-  if type(source) is not type(like):
-    expected = f'a run of the same task, {like.config.task!r}'
-    raise UserError('config.task', config.task, expected)
-  return source
+def _branch(like: task_lib.Task, source: task_lib.Task) -> str:
+  """Returns which branch of this task's parameters the other run's are.
+
+  Raises:
+    UserError: it is of a task that has nothing to do with this one.
+  """
+  if type(source) is type(like):
+    return ''
+  branch, part = like.part
+  if branch and type(source) is registry.find(part):
+    return branch
+  known = ' or '.join(map(repr, filter(None, (like.config.task, part))))
+  expected = f'a run of the same task, {known}'
+  raise UserError('config.task', source.config.task, expected)
+
+
+def _without_head(params: Tree, task: task_lib.Task) -> Tree:
+  return {name: value for name, value in params.items() if name != task.head}
 
 
 def _abstract(
-  experiment: experiment_lib.Experiment, source: task_lib.Task, average: bool
-) -> Tree:
-  """Returns what is saved: shapes and types there, places on the mesh here."""
+  experiment: experiment_lib.Experiment,
+  source: task_lib.Task,
+  branch: str,
+  average: bool,
+) -> tuple[Tree, tuple[str, ...]]:
+  """Returns what is saved, and the names of what of it is of no use.
+
+  That is shapes and types there, places on the mesh here.
+  """
   with jax.set_mesh(sharding.one_device_mesh()):
     shapes = experiment_lib.abstract_params(source, sharding.one_device_mesh())
   exchanged = flat(source.exchange(shapes))
   dtype = lambda x: jnp.float32 if average else x.dtype
   placed = _placed(
-    experiment, {k: (x.shape, dtype(x)) for k, x in exchanged.items()}
+    experiment, {k: (x.shape, dtype(x)) for k, x in exchanged.items()}, branch
   )
-  return source.take(traverse_util.unflatten_dict(placed))
+  unused = [_word(path) for path in exchanged if path[0] == source.head]
+  saved = source.take(traverse_util.unflatten_dict(placed))
+  return saved, tuple(unused if branch else ())
 
 
 def _placed(
-  experiment: experiment_lib.Experiment, leaves: dict[tuple, tuple]
+  experiment: experiment_lib.Experiment,
+  leaves: dict[tuple, tuple],
+  branch: str = '',
 ) -> Flat:
   """Returns each (shape, type) with where it is read to.
 
   That is where this run has the parameter of its name and shape; what has none
   is read whole.
+
+  Args:
+    experiment: that starts.
+    leaves: (shape, type) by path.
+    branch: of the experiment's parameters that the paths are below.
   """
   own = flat(experiment.task.exchange(experiment.abstract_params))
   whole = jax.NamedSharding(experiment.mesh, jax.P())
+  above = (branch,) if branch else ()
 
   def place(path: tuple, shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:
-    like = own.get(path)
+    like = own.get(above + path)
     there: Any = whole
     if like is not None and like.shape == shape:
       there = like.sharding
     return jax.ShapeDtypeStruct(shape, dtype, sharding=there)
 
   return {path: place(path, *leaf) for path, leaf in leaves.items()}
+
+
+def _word(path: tuple) -> str:
+  return '/'.join(map(str, path))
 
 
 @contextlib.contextmanager
@@ -177,9 +225,12 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
   facts = form.facts(file.config)
   _check_heads(model, facts, file)
   own = flat(task.exchange(experiment.abstract_params))
-  paths = {'/'.join(map(str, path)): path for path in own}
-  found = fit.fit(file, form, model, paths)
-  rows, left_over = _to_read(experiment, file, form, found)
+  branch, head = _branch_of_file(task, file)
+  paths = _paths_below(branch, own)
+  heads = [f'{head}/{leaf}' for leaf in _LINEAR] if branch else []
+  found = fit.fit(file, form, model, [*paths, *heads])
+  fresh = lambda p: p in heads or is_reset(experiment.config, task, p)
+  rows, left_over = _to_read(experiment, file, form, found, fresh)
   leaves = {paths[p]: (found.shapes[p], own[paths[p]].dtype) for p in rows}
   saved = _placed(experiment, leaves)
 
@@ -192,13 +243,32 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
   return Source(
     'a file',
     f'{name}, a {form.name} file',
-    task.of_shapes({p: found.shapes[p] for p in rows}),
+    task.of_shapes({_word(paths[p]): found.shapes[p] for p in rows}),
     traverse_util.unflatten_dict(saved),
     lambda params: params,
     read,
+    branch,
     left_over,
     _notes(model, form, facts),
   )
+
+
+def _branch_of_file(task: task_lib.Task, file: arrays.File) -> tuple[str, str]:
+  """Returns the branch of the parameters that a file has, and its head's name.
+
+  Only a file of our own has all of a model that has such a branch.
+  """
+  branch, part = task.part
+  if not branch or any(_is_of(name, branch) for name in file.arrays):
+    return '', ''
+  return branch, registry.find(part).head
+
+
+def _paths_below(branch: str, paths: Iterable[tuple]) -> dict[str, tuple]:
+  """Returns the paths of a branch by what they are called in it."""
+  if not branch:
+    return {_word(path): path for path in paths}
+  return {_word(path[1:]): path for path in paths if path[0] == branch}
 
 
 def _model(task: task_lib.Task, form: Format, name: str) -> Any:
@@ -215,13 +285,13 @@ def _to_read(
   file: arrays.File,
   form: Format,
   found: fit.Fit,
+  fresh: Callable[[str], bool],
 ) -> tuple[dict[str, Row], tuple[str, ...]]:
   """Returns the rows that are to be read, and the names of all other arrays.
 
-  A head that starts anew is not read.
+  A head that starts anew, or has no place here, is not read.
   """
-  config, task = experiment.config, experiment.task
-  fresh = lambda path: is_reset(config, task, path)
+  config = experiment.config
   missing = [path for path in found.missing if not fresh(path)]
   fit.check(
     'config.init', file, form, missing, found.left_over, config.init_allow

@@ -66,8 +66,9 @@ def test_shares_are_of_the_whole_update_and_frozen_gradients_are_in_no_norm(
   rng = np.random.default_rng(0)
   normal = lambda: jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
   params = {'a': normal(), 'b': normal(), 'scan': normal()}
+  params['scalar'] = jnp.float32(0.3)
   gradients = jax.tree.map(lambda w: jnp.sin(3 * w), params)
-  share = {'a': 0.0, 'b': 1.0, 'scan': [0.5, 0.25]}
+  share = {'a': 0.0, 'b': 1.0, 'scan': [0.5, 0.25], 'scalar': 0.5}
   share = {k: np.asarray(v, np.float32) for k, v in share.items()}
   rate = lambda step: 0.1
 
@@ -82,6 +83,8 @@ def test_shares_are_of_the_whole_update_and_frozen_gradients_are_in_no_norm(
   np.testing.assert_allclose(found['b'], expected['b'], rtol=1e-6)
   scale = np.array([[0.5], [0.25]])
   np.testing.assert_allclose(found['scan'], scale * expected['scan'], rtol=1e-6)
+  half = 0.5 * expected['scalar']
+  np.testing.assert_allclose(found['scalar'], half, rtol=1e-6)
 
 
 def test_blocks_of_a_scan_have_shares_of_their_own(tiny):

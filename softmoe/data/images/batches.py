@@ -7,7 +7,7 @@ import numpy as np
 from softmoe.data import splits, stream
 from softmoe.data.images import source as source_lib
 from softmoe.data.images import sources, transforms
-from softmoe.data.images.config import ImageDataConfig
+from softmoe.data.images.config import ImageDataConfig, PictureDataConfig
 
 
 def train_batches(
@@ -70,7 +70,7 @@ def eval_batches(
 
 
 def of_source(
-  config: ImageDataConfig,
+  config: PictureDataConfig,
   source: source_lib.Source,
   *,
   rows: stream.Rows | None = None,

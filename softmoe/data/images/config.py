@@ -29,11 +29,9 @@ class TransformConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDataConfig(config.DataConfig):
-  """Where images come from and how they become batches."""
+class PictureDataConfig(config.DataConfig):
+  """How images become arrays of one shape."""
 
-  source: str = 'digits'
-  num_classes: Annotated[int, SIZE] = 10
   image_size: tuple[Pixels, Pixels] = (8, 8)  # height, width
   channels: Annotated[int, OneOf((1, 3))] = 1
   value_range: tuple[Value, Value] = (-1.0, 1.0)  # of 0 and of 255
@@ -41,3 +39,11 @@ class ImageDataConfig(config.DataConfig):
   max_pixels: Annotated[int, Range(1, 2**31 - 1)] = MAX_PIXELS
   train: TransformConfig = TransformConfig()
   eval: TransformConfig = TransformConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataConfig(PictureDataConfig):
+  """Where labelled images come from and how they become batches."""
+
+  source: str = 'digits'
+  num_classes: Annotated[int, SIZE] = 10

@@ -53,11 +53,17 @@ def open_split(argument: str, split: str, max_pixels: int) -> source_lib.Source:
     raise UserError('config.data.source', given, expected) from error
 
 
+def class_names(argument: str, split: str) -> list[str]:
+  """Returns the names of the classes, in the order of their labels."""
+  del split  # all have the same
+  return _classes(_split_folders(argument))
+
+
 def _open_split(root: str, split: str, max_pixels: int) -> FolderSource:
   roots = _split_folders(root)
   if split not in roots:
     raise splits.unknown(split, roots)
-  classes = sorted({name for r in roots.values() for name in _folders(r)})
+  classes = _classes(roots)
   files, labels = _list_images(roots[split], classes)
   if not files:
     expected = 'a folder for each class with .jpg, .jpeg or .png files'
@@ -72,6 +78,10 @@ def _split_folders(root: str) -> dict[str, str]:
   folders = {name: os.path.join(root, name) for name in _folders(root)}
   nested = {name: path for name, path in folders.items() if _folders(path)}
   return nested or {'train': root}
+
+
+def _classes(roots: dict[str, str]) -> list[str]:
+  return sorted({name for root in roots.values() for name in _folders(root)})
 
 
 def _folders(root: str) -> list[str]:

@@ -37,6 +37,18 @@ def open_split(argument: str, split: str) -> source_lib.Source:
   return source_lib.ArraySource(images, labels, classes)
 
 
+def class_names(argument: str, split: str) -> list[str]:
+  """Returns the characters of a split, in the order of their labels.
+
+  Raises:
+    UserError: as `open_split`.
+  """
+  described = _manifest(argument)['splits']
+  if split not in described:
+    raise splits.unknown(split, described)
+  return list(described[split]['characters'])
+
+
 def fingerprint(argument: str) -> str:
   """Returns the hash of all that the folder `argument` holds.
 

@@ -18,6 +18,12 @@ _OPENERS = {
 _DECODING = ('folder', 'tfds')
 # Of the kinds that know what they hold.
 _FINGERPRINTS = {'glyphs': glyphs.fingerprint}
+# Of the kinds whose classes have names.
+_NAMES = {
+  'folder': folder.class_names,
+  'glyphs': glyphs.class_names,
+  'tfds': tfds.class_names,
+}
 
 
 def open_source(
@@ -50,6 +56,28 @@ def fingerprint(name: str) -> str:
   """
   kind, argument = _parse(name)
   return _FINGERPRINTS[kind](argument) if kind in _FINGERPRINTS else ''
+
+
+def class_names(name: str, split: str) -> list[str]:
+  """Returns what a source calls its classes, in the order of their labels.
+
+  Where they have no names, these are numbers, '0' the first.
+
+  Args:
+    name: as in `open_source`.
+    split: a split of the source, or a slice of one.
+
+  Raises:
+    UserError: as `open_source`, or there is no telling how many there are.
+  """
+  kind, argument = _parse(name)
+  if kind in _NAMES:
+    return _NAMES[kind](argument, splits.base_name(split))
+  count = open_source(name, split).num_classes
+  if count is None:
+    expected = f"a source that knows its classes, such as {sorted(_NAMES)}"
+    raise UserError('config.data.source', name, expected)
+  return [str(label) for label in range(count)]
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -53,6 +53,20 @@ def open_split(argument: str, split: str, max_pixels: int) -> source_lib.Source:
   return TfdsSource(argument, examples, *keys, classes, max_pixels)
 
 
+def class_names(argument: str, split: str) -> list[str]:
+  """Returns the names of the classes, in the order of their labels.
+
+  Raises:
+    UserError: the data set has none.
+  """
+  del split  # all have the same
+  info = tfds_lib.find(argument).info
+  names = getattr(info.features[_keys(argument, info)[1]], 'names', None)
+  if not names:
+    raise tfds_lib.wrong(argument, 'a data set whose classes have names')
+  return list(names)
+
+
 def _examples(
   name: str, builder: Any, split: str, image_key: str
 ) -> tfds_lib.Examples:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from softmoe.data.images import geometry, randaugment
-from softmoe.data.images.config import ImageDataConfig, TransformConfig
+from softmoe.data.images.config import PictureDataConfig, TransformConfig
 from softmoe.errors import UserError
 
 TrainTransform = Callable[[geometry.Image, np.random.Generator], geometry.Image]
@@ -17,7 +17,7 @@ EvalTransform = Callable[[geometry.Image], geometry.Image]
 _CROPS = ('none', 'central', 'inception', 'pad')
 
 
-def train_transform(config: ImageDataConfig) -> TrainTransform:
+def train_transform(config: PictureDataConfig) -> TrainTransform:
   """Returns what `config.train` asks for, a function of (image, rng).
 
   It gives an image of `config.image_size` and `config.channels`.
@@ -30,7 +30,7 @@ def train_transform(config: ImageDataConfig) -> TrainTransform:
   return lambda image, rng: _apply(image, config, config.train, rng)
 
 
-def eval_transform(config: ImageDataConfig) -> EvalTransform:
+def eval_transform(config: PictureDataConfig) -> EvalTransform:
   """Returns what `config.eval` asks for, a function of an image.
 
   Raises:
@@ -60,7 +60,7 @@ def to_channels(image: geometry.Image, channels: int) -> geometry.Image:
 
 def _apply(
   image: geometry.Image,
-  config: ImageDataConfig,
+  config: PictureDataConfig,
   t: TransformConfig,
   rng: np.random.Generator,
 ) -> geometry.Image:

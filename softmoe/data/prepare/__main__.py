@@ -12,6 +12,7 @@ from softmoe.process import arguments, launch
 # Each module has `main(out)`; it is imported when it is asked for.
 _NAMES = {
   'bible-en-es': 'softmoe.data.prepare.corpora.bible',
+  'captions': 'softmoe.data.prepare.captions',
   'english': 'softmoe.data.prepare.corpora.english',
   'glyphs': 'softmoe.data.prepare.glyphs',
   'libreoffice-help': 'softmoe.data.prepare.corpora.libreoffice_help',

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from softmoe.data.prepare import chance, folder, fonts, pairs, selection, store
+from softmoe.data.prepare import (
+  characters,
+  folder,
+  fonts,
+  pairs,
+  selection,
+  store,
+)
 
 _FEW = 50  # faces; the whole list of packages gives more than twice as many
 
@@ -39,8 +46,7 @@ def main(out: str) -> None:
 
 def kanji() -> pairs.Recipe:
   """Returns JIS level 1 as classes, and 500 characters of level 2."""
-  level_2 = sorted(_jis(0xD0, 0xF4), key=chance.share)
-  return pairs.Recipe(_jis(0xB0, 0xCF), ''.join(level_2[:500]))
+  return pairs.Recipe(characters.classes(), characters.others())
 
 
 def prepare(
@@ -68,13 +74,3 @@ def prepare(
     chosen = selection.choose(files, recipe, processes)
     splits = pairs.make(chosen.kept, recipe, processes)
     return store.write(new, splits, chosen, software)
-
-
-def _jis(first: int, last: int) -> str:
-  """Returns the characters of some rows of JIS X 0208, as EUC-JP has them."""
-  codes = (
-    bytes((row, cell))
-    for row in range(first, last + 1)
-    for cell in range(0xA1, 0xFF)
-  )
-  return ''.join(code.decode('euc_jp', 'ignore') for code in codes)

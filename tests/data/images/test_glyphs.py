@@ -10,7 +10,7 @@ from softmoe.errors import UserError
 def write(folder, fingerprint='abc', images=6):
   """Writes a data set of two classes by hand."""
   rng = np.random.default_rng(0)
-  split = {'images': images, 'classes': 2}
+  split = {'images': images, 'classes': 2, 'characters': '亜唖'}
   manifest = {'data': 'glyphs', 'fingerprint': fingerprint}
   manifest['splits'] = {'train': split, 'val': split}
   (folder / 'manifest.json').write_text(json.dumps(manifest))

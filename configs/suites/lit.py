@@ -1,0 +1,32 @@
+"""Texts for the towers that the suite `main` left: locked images, on glyphs.
+
+Soft MoE's Table 3 (https://arxiv.org/abs/2308.00951): which representation do
+texts find more in? The towers of images stay as they are. `faces` has the 2,965
+characters in faces of type that neither tower saw, `fewshot_test` characters
+that neither saw. It needs the workdirs of that suite, under `runs/main`.
+"""
+
+from softmoe.tables import suite
+
+MODELS = {'ViT': 'vit', 'Soft MoE': 'soft'}
+
+
+def get_suite() -> suite.Suite:
+  """Returns 6 runs."""
+  return suite.Suite(
+    title='Texts for locked images of glyphs, width 32',
+    baseline='ViT',
+    metric='faces/zeroshot',
+    splits=('val', 'faces', 'fewshot_test'),
+    runs=tuple(
+      _run(model, argument, seed)
+      for seed in range(3)
+      for model, argument in MODELS.items()
+    ),
+  )
+
+
+def _run(model: str, argument: str, seed: int) -> suite.Run:
+  init = {'init': f'runs/main/{argument}-width32-seed{seed}'}
+  overrides = suite.ONE_CHECKPOINT | init
+  return suite.Run(model, f'lit:{argument}', seed, {}, overrides)
