@@ -39,7 +39,7 @@ class Part(NamedTuple):
     return tuple(axis for axis in self.axes if axis not in self.copies)
 
   @property
-  def count(self) -> int:
+  def parts(self) -> int:
     """The number of parts that the tokens are split into."""
     return math.prod(map(sharding.axis_size, self.split))
 
@@ -56,14 +56,14 @@ class Part(NamedTuple):
 
   def to_next(self, x: jax.Array) -> jax.Array:
     """Returns what the device before this one has, in a ring of the parts."""
-    if self.count == 1:
+    if self.parts == 1:
       return x
-    ring = [(i, (i + 1) % self.count) for i in range(self.count)]
+    ring = [(i, (i + 1) % self.parts) for i in range(self.parts)]
     return jax.lax.ppermute(x, self.split, ring)
 
   def collect(self, x: jax.Array) -> jax.Array:
     """Returns the examples of all parts."""
-    if self.count == 1:
+    if self.parts == 1:
       return x
     return jax.lax.all_gather(x, self.split, tiled=True)
 

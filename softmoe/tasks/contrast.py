@@ -94,7 +94,7 @@ def _sigmoid(
     return (total + apart(*passing), passing), None
 
   start = apart(texts, real), (texts, real)
-  (total, _), _ = lax.scan(step, start, length=part.count - 1)
+  (total, _), _ = lax.scan(step, start, length=part.parts - 1)
   # One does: softplus(-logit) = softplus(logit) - logit.
   return total - (scale * jnp.sum(images * texts, axis=1) + bias)
 
