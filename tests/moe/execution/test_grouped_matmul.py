@@ -11,7 +11,7 @@ from jax import numpy as jnp
 
 from softmoe.moe.execution import grouped_matmul as gm
 
-NAMES = ('reference', 'chunks', 'blocks', 'ragged_dot')
+NAMES = ('reference', 'chunks', 'pallas', 'ragged_dot')
 SHAPES = ((1, 3, 1, 2), (7, 4, 3, 5), (300, 4, 5, 3), (261, 5, 9, 4))
 
 
@@ -137,9 +137,9 @@ def test_auto_on_cpu_multiplies_no_row_with_every_matrix():
 @pytest.mark.parametrize(
   'installed, in_shard_map, choices',
   [
-    (False, False, ['chunks', 'blocks', 'ragged_dot']),
+    (False, False, ['chunks', 'pallas', 'ragged_dot']),
     (True, False, ['chunks', 'tokamax', 'tokamax']),
-    (True, True, ['chunks', 'blocks', 'ragged_dot']),
+    (True, True, ['chunks', 'pallas', 'ragged_dot']),
   ],
 )
 def test_choice_by_platform(monkeypatch, installed, in_shard_map, choices):

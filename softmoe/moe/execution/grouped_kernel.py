@@ -1,0 +1,176 @@
+"""Grouped matmuls as GPU kernels, which copy no matrix.
+
+A program takes a block of rows of one expert, finds in small arrays which
+expert and which rows these are, and reads tiles of that expert's matrix where
+it lies. Rows need not be padded: a block that an expert does not fill is masked.
+
+Axes: `n` rows, sorted by expert, `d` width, `e` experts, `f` output width, `v`
+blocks of rows.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+from softmoe import sharding
+
+ROWS = 128  # of a block
+TILE = 128  # of a result's columns
+STEP = 64  # of what a turn of a kernel's loop sums over
+
+# The first index of a tile along an axis, its size, and where the axis ends.
+Span = tuple[Any, int, Any]
+
+
+@jax.custom_vjp
+def grouped_matmul(
+  x: Float[Array, 'n d'], w: Float[Array, 'e d f'], group_sizes: Int[Array, ' e']
+) -> Float[Array, 'n f']:
+  """Returns every row times its expert's matrix, summed in float32.
+
+  Rows past the last expert's are left as memory was, in x's gradient too.
+  """
+  return _multiply(x, w, group_sizes, False)
+
+
+def _forward(x, w, group_sizes):
+  return grouped_matmul(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _backward(residuals, dy):
+  x, w, group_sizes = residuals
+  dx = _multiply(dy, w, group_sizes, True).astype(x.dtype)
+  return dx, _weight_gradient(x, dy, group_sizes).astype(w.dtype), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def _multiply(x, w, group_sizes, transposed: bool) -> Float[Array, 'n f']:
+  """Returns rows times matrices, or times what these are transposed."""
+  (n, d), f = x.shape, w.shape[1 if transposed else 2]
+  blocks = _blocks(group_sizes, n)
+  kernel = functools.partial(_rows_kernel, transposed=transposed)
+  # Programs that follow each other share rows and a matrix.
+  grid = pl.cdiv(f, TILE), len(blocks[0])
+  return _call(kernel, grid, (n, f), x.dtype, *blocks, x, w)
+
+
+def _weight_gradient(x, dy, group_sizes) -> Float[Array, 'e d f']:
+  shape = len(group_sizes), x.shape[1], dy.shape[1]
+  ends = jnp.cumsum(group_sizes)
+  grid = pl.cdiv(shape[2], TILE), pl.cdiv(shape[1], TILE), shape[0]
+  starts = ends - group_sizes
+  return _call(_weight_kernel, grid, shape, x.dtype, starts, ends, x, dy)
+
+
+def _blocks(
+  group_sizes: Int[Array, ' e'], n: int
+) -> tuple[Int[Array, ' v'], Int[Array, ' v'], Int[Array, ' v']]:
+  """Returns of each block its expert, first row, and end; many are empty."""
+  ends, counts = jnp.cumsum(group_sizes), pl.cdiv(group_sizes, ROWS)
+  block_ends, last = jnp.cumsum(counts), len(group_sizes) - 1
+  block = jnp.arange(n // ROWS + len(group_sizes), dtype=jnp.int32)
+  owner = jnp.searchsorted(block_ends, block, side='right').astype(jnp.int32)
+  expert = jnp.minimum(owner, last)
+  start, first = ends - group_sizes, block_ends - counts
+  row = start[expert] + ROWS * (block - first[expert])
+  return expert, row, jnp.where(owner > last, row, ends[expert])
+
+
+def _rows_kernel(expert, start, end, x, w, y, *, transposed):
+  column, block = pl.program_id(0) * TILE, pl.program_id(1)
+  owner, row, stop = expert[block], start[block], end[block]
+  d, f = x.shape[1], y.shape[1]
+  rows, columns = (row, ROWS, stop), (column, TILE, f)
+
+  def step(k, total):
+    depth = k * STEP, STEP, d
+    a = _load(x, rows, depth)
+    b = (
+      _load(w, columns, depth, owner).T
+      if transposed
+      else _load(w, depth, columns, owner)
+    )
+    return total + _dot(a, b)
+
+  @pl.when(row < stop)
+  def _():
+    total = jnp.zeros((ROWS, TILE), jnp.float32)
+    total = jax.lax.fori_loop(0, pl.cdiv(d, STEP), step, total)
+    _store(y, total, rows, columns)
+
+
+def _weight_kernel(start, end, x, dy, dw):
+  column, row, owner = (pl.program_id(i) for i in range(3))
+  first, stop = start[owner], end[owner]
+  rows = row * TILE, TILE, dw.shape[1]
+  columns = column * TILE, TILE, dw.shape[2]
+
+  def step(k, total):
+    depth = first + k * STEP, STEP, stop
+    return total + _dot(_load(x, depth, rows).T, _load(dy, depth, columns))
+
+  total = jnp.zeros((TILE, TILE), jnp.float32)
+  total = jax.lax.fori_loop(0, pl.cdiv(stop - first, STEP), step, total)
+  _store(dw, total, rows, columns, owner)
+
+
+def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
+  exact = 'highest' if a.dtype == jnp.float32 else None
+  return jnp.dot(a, b, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _load(ref: Any, rows: Span, columns: Span, *first: Any) -> Array:
+  """Returns the tile of a matrix, or of that which `first` is the index of."""
+  index, mask = _tile(rows, columns)
+  other = None if mask is None else 0.0
+  return triton.load(ref.at[(*first, *index)], mask=mask, other=other)
+
+
+def _store(ref: Any, tile: Array, rows: Span, columns: Span, *first: Any):
+  index, mask = _tile(rows, columns)
+  place = ref.at[(*first, *index)]
+  triton.store(place, tile.astype(ref.dtype), mask=mask)
+
+
+def _tile(*spans: Span) -> tuple[list[pl.Slice], Array | None]:
+  """Returns where a tile is, and which of it is there; None: all."""
+  masks = []
+  for axis, (start, size, stop) in enumerate(spans):
+    if not isinstance(stop, int) or stop % size:
+      inside = start + jnp.arange(size, dtype=jnp.int32) < stop
+      masks.append(jnp.expand_dims(inside, 1 - axis))
+  index = [pl.dslice(start, size) for start, size, _ in spans]
+  shape = tuple(size for _, size, _ in spans)
+  whole = [jnp.broadcast_to(mask, shape) for mask in masks]
+  return index, functools.reduce(jnp.logical_and, whole) if whole else None
+
+
+def _call(
+  kernel: Callable[..., None],
+  grid: tuple[int, ...],
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike,
+  *arguments: Array,
+) -> Array:
+  """Runs a kernel; on a CPU, step by step in JAX."""
+  axes = [jax.typeof(a).manual_axis_type.varying for a in arguments]
+  most = frozenset().union(*axes)
+  vary = lambda a, has: jax.lax.pcast(a, tuple(most - has), to='varying')
+  arguments = tuple(map(vary, arguments, axes))
+  # The result has to say over which axes of a mesh it varies.
+  varies = jax.typeof(arguments[0]).manual_axis_type
+  return pl.pallas_call(
+    kernel,
+    jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varies),
+    grid=grid,
+    compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+    interpret=sharding.platform() == 'cpu',
+  )(*arguments)
