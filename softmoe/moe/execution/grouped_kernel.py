@@ -32,10 +32,7 @@ Span = tuple[Any, int, Any]
 def grouped_matmul(
   x: Float[Array, 'n d'], w: Float[Array, 'e d f'], group_sizes: Int[Array, ' e']
 ) -> Float[Array, 'n f']:
-  """Returns every row times its expert's matrix, summed in float32.
-
-  Rows past the last expert's are left as memory was, in x's gradient too.
-  """
+  """Returns every row times its expert's matrix; 0 past the last expert's."""
   return _multiply(x, w, group_sizes, False)
 
 
@@ -73,15 +70,19 @@ def _weight_gradient(x, dy, group_sizes) -> Float[Array, 'e d f']:
 def _blocks(
   group_sizes: Int[Array, ' e'], n: int
 ) -> tuple[Int[Array, ' v'], Int[Array, ' v'], Int[Array, ' v']]:
-  """Returns of each block its expert, first row, and end; many are empty."""
-  ends, counts = jnp.cumsum(group_sizes), pl.cdiv(group_sizes, ROWS)
-  block_ends, last = jnp.cumsum(counts), len(group_sizes) - 1
-  block = jnp.arange(n // ROWS + len(group_sizes), dtype=jnp.int32)
-  owner = jnp.searchsorted(block_ends, block, side='right').astype(jnp.int32)
-  expert = jnp.minimum(owner, last)
-  start, first = ends - group_sizes, block_ends - counts
-  row = start[expert] + ROWS * (block - first[expert])
-  return expert, row, jnp.where(owner > last, row, ends[expert])
+  """Returns of each block its expert, first row and end; some are empty.
+
+  Rows past the last expert's are those of an expert `e` that is not there.
+  """
+  rest = n - jnp.sum(group_sizes, keepdims=True)
+  sizes = jnp.concatenate([group_sizes, rest])
+  ends, counts = jnp.cumsum(sizes), pl.cdiv(sizes, ROWS)
+  block_ends = jnp.cumsum(counts)
+  block = jnp.arange(n // ROWS + len(sizes), dtype=jnp.int32)
+  owner = jnp.searchsorted(block_ends, block, side='right')
+  expert = jnp.minimum(owner, len(group_sizes)).astype(jnp.int32)
+  turn = block - (block_ends - counts)[expert]
+  return expert, (ends - sizes)[expert] + ROWS * turn, ends[expert]
 
 
 def _rows_kernel(expert, start, end, x, w, y, *, transposed):
@@ -100,11 +101,10 @@ def _rows_kernel(expert, start, end, x, w, y, *, transposed):
     )
     return total + _dot(a, b)
 
-  @pl.when(row < stop)
-  def _():
-    total = jnp.zeros((ROWS, TILE), jnp.float32)
-    total = jax.lax.fori_loop(0, pl.cdiv(d, STEP), step, total)
-    _store(y, total, rows, columns)
+  zeros = jnp.zeros((ROWS, TILE), jnp.float32)
+  multiply = lambda: jax.lax.fori_loop(0, pl.cdiv(d, STEP), step, zeros)
+  real = (row < stop) & (owner < w.shape[0])
+  _store(y, jax.lax.cond(real, multiply, lambda: zeros), rows, columns)
 
 
 def _weight_kernel(start, end, x, dy, dw):
@@ -123,8 +123,7 @@ def _weight_kernel(start, end, x, dy, dw):
 
 
 def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
-  exact = 'highest' if a.dtype == jnp.float32 else None
-  return jnp.dot(a, b, precision=exact, preferred_element_type=jnp.float32)
+  return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def _load(ref: Any, rows: Span, columns: Span, *first: Any) -> Array:

@@ -240,7 +240,7 @@ _chunks.defvjp(_chunks_forward, _chunks_backward)
 IMPLEMENTATIONS = {
   'reference': _reference,
   'chunks': _chunks,
-  'pallas': _masked(_pallas),
+  'pallas': _pallas,
   'ragged_dot': _masked(_ragged_dot),
   'tokamax': _tokamax,
 }
