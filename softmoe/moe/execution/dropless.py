@@ -3,8 +3,8 @@
 Axes: `m` tokens, `d` width, `e` experts, `n` pairs. `apply` loops over the
 experts and, for each, over its tokens a chunk at a time: trip counts follow
 the number of pairs, so that a router that wants half as many costs half as
-much, on CPU too. `apply_grouped` fills one buffer of fixed size, for
-accelerators, whose grouped matmul wants all rows at once.
+much, on CPU too. `apply_grouped` fills a buffer of fixed size, as often as it
+takes, for accelerators, whose grouped matmul wants many rows at once.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from softmoe.errors import UserError
-from softmoe.moe.execution import chunks
+from softmoe.moe.execution import chunks, rounds
 
 
 def apply(
@@ -57,16 +57,10 @@ def apply(
   """
   _check_chunk(chunk)
   fn = expert_fn if gated else _gate_output(expert_fn)
-  leaves, tree = jax.tree.flatten(params)
-  floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-  # What is no float (counters, random keys) has no gradient.
-  weights = [a if f else None for a, f in zip(leaves, floats, strict=True)]
-  others = [None if f else a for a, f in zip(leaves, floats, strict=True)]
+  weights, others, join = _split(params)
 
   def run(weights, others, x, gates):
-    both = zip(weights, others, strict=True)
-    leaves = [b if a is None else a for a, b in both]
-    return fn(tree.unflatten(leaves), x, gates)
+    return fn(join(weights, others), x, gates)
 
   gates = gates.astype(jnp.float32)
   return _apply(run, chunk, weights, others, x, gates, wanted)
@@ -83,41 +77,89 @@ def executed(
 
 
 def apply_grouped(
-  grouped_fn: Callable[[Array, Array], Array],
+  grouped_fn: Callable[[Any, Array, Array], Array],
+  params: Any,
   x: Float[Array, 'm d'],
   gates: Float[Array, 'm e'],
   wanted: Bool[Array, 'm e'],
-  max_pairs: int,
+  num_rows: int,
+  max_pairs: int | None = None,
 ) -> Float[Array, 'm d_out']:
-  """Returns what `apply` does, from one buffer of `max_pairs` rows.
+  """Returns what `apply` does, in rounds of a buffer of `num_rows` rows.
+
+  The backward pass recomputes the rounds after the first.
 
   Args:
-    grouped_fn: maps rows (n, d), sorted by expert, and the number of rows of
-      each expert (e,) to (n, d_out): see `grouped_matmul`. Rows past the last
-      expert's are 0; what it returns for them is not read.
+    grouped_fn: maps parameters, rows (n, d), sorted by expert, and the number
+      of rows of each expert (e,) to (n, d_out): see `grouped_matmul`. Rows past
+      the last expert's are 0; what it returns for them is not read.
+    params: pytree of arrays with a leading axis e, such as a module.
     x: tokens.
     gates: read only where wanted.
-    wanted: the pairs to compute. The last experts lose what exceeds the
-      buffer.
-    max_pairs: rows; m x k for a router that wants at most k experts a token.
+    wanted: the pairs to compute.
+    num_rows: of the buffer.
+    max_pairs: the most pairs there may be; None: all. Where the buffer holds
+      them there is one round.
 
   Raises:
-    ValueError: `max_pairs` is below 1.
+    ValueError: `num_rows` is below 1.
   """
-  if max_pairs < 1:
-    raise UserError('max_pairs', max_pairs, 'at least 1')
-  (m, e), n = wanted.shape, min(max_pairs, wanted.size)
-  pairs = _pairs(wanted)
-  ends = jnp.minimum(pairs.start + pairs.count, n)
-  token, row = pairs.token[:n], jnp.arange(n, dtype=jnp.int32)
+  if num_rows < 1:
+    raise UserError('num_rows', num_rows, 'at least 1')
+  most = min(max_pairs or wanted.size, wanted.size)
+  num_rows, pairs = min(num_rows, most), _pairs(wanted)
+  weights, others, join = _split(params)
+
+  def run(i, floats, others):
+    weights, x, gates = floats
+    others, pairs = others
+    experts = functools.partial(grouped_fn, join(weights, others))
+    return _round(experts, x, gates, pairs, i * num_rows, num_rows)
+
+  floats = weights, x, gates.astype(jnp.float32)
+  first = jnp.zeros_like(pairs.count[0])
+  y = run(first, floats, (others, pairs))
+  if num_rows < most:
+    stop = -(-jnp.sum(pairs.count) // num_rows)
+    y = rounds.add(run, y, stop, floats, (others, pairs))
+  return y.astype(x.dtype)
+
+
+def _round(
+  grouped_fn: Callable[[Array, Array], Array],
+  x: Float[Array, 'm d'],
+  gates: Float[Array, 'm e'],
+  pairs: '_Pairs',
+  start: Int[Array, ''],
+  num_rows: int,
+) -> Float[Array, 'm d_out']:
+  """Returns the sum over `num_rows` pairs from `start` on, in float32."""
+  row = start + jnp.arange(num_rows, dtype=jnp.int32)
+  ends = pairs.start + pairs.count
   expert = jnp.searchsorted(ends, row, side='right')
-  real = (expert < e)[:, None]
+  real = (row < ends[-1])[:, None]
+  token = pairs.token[jnp.minimum(row, len(pairs.token) - 1)]
   # In float32 from end to end, since gradients are summed where tokens repeat.
   rows = jnp.where(real, x.astype(jnp.float32)[token], 0).astype(x.dtype)
-  out = grouped_fn(rows, jnp.diff(ends, prepend=0))
-  gate = gates.astype(jnp.float32)[token, jnp.minimum(expert, e - 1)]
-  out = jnp.where(real, gate[:, None] * out.astype(jnp.float32), 0)
-  return jax.ops.segment_sum(out, token, m).astype(x.dtype)
+  sizes = jnp.diff(jnp.clip(ends - start, 0, num_rows), prepend=0)
+  out = grouped_fn(rows, sizes).astype(jnp.float32)
+  gate = gates[token, jnp.minimum(expert, gates.shape[1] - 1)]
+  out = jnp.where(real, gate[:, None] * out, 0)
+  return jax.ops.segment_sum(out, token, len(x))
+
+
+def _split(params: Any) -> tuple[list, list, Callable[[list, list], Any]]:
+  """Returns floats, others, and what joins them: only floats have gradients."""
+  leaves, tree = jax.tree.flatten(params)
+  floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+  weights = [a if f else None for a, f in zip(leaves, floats, strict=True)]
+  others = [None if f else a for a, f in zip(leaves, floats, strict=True)]
+
+  def join(weights, others):
+    both = zip(weights, others, strict=True)
+    return tree.unflatten([b if a is None else a for a, b in both])
+
+  return weights, others, join
 
 
 def _check_chunk(chunk: int):

@@ -4,18 +4,29 @@ Axes: `g` groups, `m` tokens of a group, `n` tokens of all groups, `d` width,
 `e` experts.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from softmoe import sharding
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import routing
 from softmoe.moe.execution import dropless, exchange
 
+# Experts of a token that a round has room for: so many times what the router
+# expects, or, of one that expects nothing, so many.
+ROOM = 1.25
+EXPECTED = 2.0
+
 Mine = Callable[..., Array]
+# Of the experts' module, tokens, gates and who wants whom.
+Apply = Callable[[Any, Array, Array, Array], Array]
+Ran = tuple[Float[Array, 'n d_out'], Float[Array, '']]
 
 
 def run(
@@ -38,85 +49,100 @@ def run(
       the tokens here where `axis` is None.
   """
   if implementation == 'auto':
-    implementation = choose(sharding.platform(), routed, experts)
-  run = run_grouped if implementation == 'grouped' else run_fused
-  y, executed = run(routed, _flat(x), experts, axis, mine)
+    implementation = choose(sharding.platform(), experts)
+  arguments = _flat(x), _flat(routed.gates), _flat(routed.wanted())
+  if implementation == 'fused':
+    run, count = _fused, dropless.executed
+  else:
+    run, count = functools.partial(_grouped, routed, len(arguments[0])), _count
+  if implementation == 'grouped' and axis and routed.choices is not None:
+    y, executed = send(routed, experts.stacked, *arguments, axis)
+  else:
+    y, executed = collect(run, count, experts.stacked, *arguments, axis, mine)
   return y.reshape(*x.shape[:2], -1), executed
 
 
-def choose(
-  platform: str, routed: routing.Assignment, experts: experts_lib.Experts
-) -> str:
+def choose(platform: str, experts: experts_lib.Experts) -> str:
   """Returns the implementation of dropless experts that 'auto' takes.
 
-  A grouped matmul wants a buffer for the most rows there may be: it is for
-  accelerators, for routers that bound the experts of a token, and for experts
-  that can (`Mlp.grouped`).
+  A grouped matmul is for accelerators, and for experts that can
+  (`Mlp.grouped`).
   """
-  bounded = routed.choices is not None and hasattr(experts.stacked, 'grouped')
-  return 'grouped' if bounded and platform != 'cpu' else 'fused'
+  can = hasattr(experts.stacked, 'grouped')
+  return 'grouped' if can and platform != 'cpu' else 'fused'
 
 
-def run_fused(
-  routed: routing.Assignment,
+def collect(
+  apply: Apply,
+  count: Callable[[Array], Array],
+  experts: Any,
   x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
+  gates: Float[Array, 'n e'],
+  wanted: Bool[Array, 'n e'],
   axis: str | None,
   mine: Mine,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs expert after expert on chunks of the tokens that want it.
+) -> Ran:
+  """Runs the experts of this device on all tokens that want them.
 
-  Over a mesh axis, every device collects the tokens of the axis, works for its
-  own experts, and the partial sums are added where the tokens live.
+  Over a mesh axis, every device collects the tokens of the axis, and the
+  partial sums are added where the tokens live.
   """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
   if axis is None:
-    executed = dropless.executed(wanted)
-    gates, wanted = mine(gates, 1), mine(wanted, 1)
-  else:
-    x = jax.lax.all_gather(x, axis, tiled=True)
-    gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
-    wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
-    executed = dropless.executed(wanted)
-  gated = hasattr(experts.stacked, 'gated')
-  y = dropless.apply(
-    (lambda expert, *rows: expert.gated(*rows))
-    if gated
-    else (lambda expert, x: expert(x)),
-    experts.stacked,
-    x,
-    gates,
-    wanted,
-    gated=gated,
-  )
-  if axis is not None:
-    y = jax.lax.psum_scatter(y, axis, tiled=True)
-  return y, executed
+    executed = count(wanted)
+    return apply(experts, x, mine(gates, 1), mine(wanted, 1)), executed
+  x = jax.lax.all_gather(x, axis, tiled=True)
+  gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
+  wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
+  y = apply(experts, x, gates, wanted)
+  return jax.lax.psum_scatter(y, axis, tiled=True), count(wanted)
 
 
-def run_grouped(
+def send(
   routed: routing.Assignment,
+  experts: Any,
   x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
-  mine: Mine,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs all experts by grouped matmuls on rows that are sorted by expert.
+  gates: Float[Array, 'n e'],
+  wanted: Bool[Array, 'n e'],
+  axis: str,
+) -> Ran:
+  """Sends rows to their experts and back, as many as there are."""
+  num_experts, devices = wanted.shape[1], jax.lax.axis_size(axis)
+  rows = len(x) * _choices(routed)
+  most = len(x) * min(_choices(routed), num_experts // devices)
 
-  Over a mesh axis, the rows travel to their experts and back, as many as there
-  are.
-  """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
-  executed = jnp.sum(wanted, dtype=jnp.float32)
-  gates, wanted = mine(gates, 1), mine(wanted, 1)
-  choices = min(routed.choices or wanted.shape[1], wanted.shape[1])
-  grouped = experts.stacked.grouped
-  if axis is not None:
-    devices = jax.lax.axis_size(axis)
-    most = min(choices, wanted.shape[1] // devices)
-    grouped = exchange.at_owners(grouped, axis, devices * len(x) * most)
-  y = dropless.apply_grouped(grouped, x, gates, wanted, len(x) * choices)
-  return y, executed
+  def grouped(experts, rows, sizes):
+    at = exchange.at_owners(experts.grouped, axis, devices * most)
+    return at(rows, sizes)
+
+  y = dropless.apply_grouped(grouped, experts, x, gates, wanted, rows, rows)
+  return y, _count(wanted)
+
+
+def _fused(experts, x, gates, wanted):
+  gated = hasattr(experts, 'gated')
+  plain = lambda expert, x: expert(x)
+  fn = (lambda expert, *rows: expert.gated(*rows)) if gated else plain
+  return dropless.apply(fn, experts, x, gates, wanted, gated=gated)
+
+
+def _grouped(routed, num_tokens, experts, x, gates, wanted):
+  """Runs all experts at once; `num_tokens` are of this device alone."""
+  grouped = lambda experts, rows, sizes: experts.grouped(rows, sizes)
+  if routed.choices is not None:
+    rows = most = num_tokens * _choices(routed)
+  else:
+    expected = EXPECTED if routed.expected is None else routed.expected
+    rows, most = math.ceil(ROOM * expected * num_tokens), None
+  return dropless.apply_grouped(grouped, experts, x, gates, wanted, rows, most)
+
+
+def _choices(routed: routing.Assignment) -> int:
+  num_experts = routed.gates.shape[-1]
+  return min(routed.choices or num_experts, num_experts)
+
+
+def _count(wanted: Bool[Array, 'n e']) -> Float[Array, '']:
+  return jnp.sum(wanted, dtype=jnp.float32)
 
 
 def _flat(x: Shaped[Array, 'g m k']) -> Shaped[Array, 'n k']:
