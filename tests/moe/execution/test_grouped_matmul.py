@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from softmoe.moe.execution import grouped_matmul as gm
 
+P = jax.P
 NAMES = ('reference', 'chunks', 'pallas', 'ragged_dot')
 SHAPES = ((1, 3, 1, 2), (7, 4, 3, 5), (300, 4, 5, 3), (261, 5, 9, 4))
 
@@ -171,3 +172,36 @@ def test_tokamax_gets_kernels_by_name_and_its_tail_is_masked(monkeypatch):
   actual = value_and_gradient('tokamax')(*case)
   for a, b in zip(actual, plain(*case), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_kernels_in_shard_map(mesh):
+  """Every device has rows of its own, and two share each group's matrix."""
+  mesh(2, 2)
+  cases = [draw(seed, 37, 4, 3, 5) for seed in (0, 1, 3, 4)]
+  x, _, sizes, dy = (np.concatenate(a) for a in zip(*cases, strict=True))
+  w = np.concatenate([cases[0][1], cases[1][1]])  # of the axis `expert`
+  rows = P(('data', 'expert'))
+
+  def local(x, w, sizes, dy):
+    f = lambda x, w: gm.grouped_matmul(x, w, sizes, implementation='pallas')
+    y, pull = jax.vjp(f, x, jax.lax.pcast(w, 'data', to='varying'))
+    dx, dw = pull(dy)
+    return y, dx, jax.lax.psum(dw, 'data')
+
+  run = jax.shard_map(
+    local,
+    in_specs=(rows, P('expert'), rows, rows),
+    out_specs=(rows, rows, P('expert')),
+    check_vma=False,  # the interpreter of kernels knows no varying axes
+  )
+  put = lambda a: jax.device_put(a, rows)
+  actual = jax.jit(run)(
+    put(x), jax.device_put(w, P('expert')), put(sizes), put(dy)
+  )
+  parts = [
+    plain(a, cases[i % 2][1], s, b) for i, (a, _, s, b) in enumerate(cases)
+  ]
+  y, dx, dw = zip(*parts, strict=True)
+  dw = dw[0] + dw[2], dw[1] + dw[3]
+  for a, b in zip(actual, (y, dx, dw), strict=True):
+    np.testing.assert_allclose(a, np.concatenate(b), atol=1e-5)
