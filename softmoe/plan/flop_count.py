@@ -13,7 +13,9 @@ def count(jaxpr: Any) -> tuple[int, bool]:
 
   A multiply and an add are two. A loop whose number of turns the data decide
   counts once, and makes the count a lower bound. Of a conditional the dearest
-  branch counts. What nothing reads does not: no compiler keeps it.
+  branch counts. What nothing reads does not: no compiler keeps it. A Pallas
+  kernel counts for every program of its grid, the masked rows of its blocks
+  included; where it loops over the rows of a group, groups are equally large.
 
   Args:
     jaxpr: what `jax.jit(...).trace(...).jaxpr` gives, of all devices.
@@ -35,6 +37,8 @@ def _equation(equation) -> tuple[int, bool]:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _dot(equation), True
+  if name == 'pallas_call':
+    return _kernel(equation)
   inner = [_count(jaxpr) for jaxpr in _inner(params)]
   if name == 'cond':
     return max(f for f, _ in inner), all(sure for _, sure in inner)
@@ -48,11 +52,35 @@ def _equation(equation) -> tuple[int, bool]:
   return flops, sure
 
 
+def _kernel(equation) -> tuple[int, bool]:
+  flops, sure = _count(equation.params['jaxpr'])
+  flops *= math.prod(equation.params['grid_mapping'].grid)
+  if sure or not flops:
+    return flops, sure
+  # Sums over the rows of a group, one result for each group.
+  rows, groups = (v[-1].aval.shape[0] for v in (equation.invars, equation.outvars))
+  step = _depth(next(_dots(equation.params['jaxpr'])))
+  return flops * -(-rows // (groups * step)), True
+
+
+def _dots(jaxpr: Any) -> Iterator[Any]:
+  """Yields all matrix products in a program."""
+  for equation in _jaxpr(jaxpr).eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation
+    for inner in _inner(equation.params):
+      yield from _dots(inner)
+
+
 def _dot(equation) -> int:
-  (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval.shape
-  out = math.prod(equation.outvars[0].aval.shape)
-  return 2 * out * math.prod(left[i] for i in contracted)
+  return 2 * math.prod(equation.outvars[0].aval.shape) * _depth(equation)
+
+
+def _depth(dot) -> int:
+  """Returns the number of products that a product of matrices sums."""
+  (contracted, _), _ = dot.params['dimension_numbers']
+  left = dot.invars[0].aval.shape
+  return math.prod(left[i] for i in contracted)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

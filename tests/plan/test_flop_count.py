@@ -5,6 +5,7 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
+from softmoe.moe.execution import grouped_kernel
 from softmoe.plan import flop_count, programs
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
@@ -65,6 +66,25 @@ def test_a_shard_map_counts_all_devices(mesh):
     out_specs=jax.P(('data', 'expert')),
   )
   assert count(mapped, x, W) == (2 * 8 * 8 * 8, True)
+
+
+def test_a_grouped_matmul_counts_its_blocks():
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+  x, w, dy = shape(1000, 256), shape(3, 256, 512), shape(1000, 512)
+  sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
+
+  def forward(x, w, sizes):
+    return grouped_kernel.grouped_matmul(x, w, sizes)
+
+  def backward(x, w, sizes, dy):
+    return jax.vjp(lambda x, w: forward(x, w, sizes), x, w)[1](dy)
+
+  # As many blocks as three groups, and rows of none, can make of 1,000 rows.
+  rows, each = 128 * (1000 // 128 + 4), 2 * 256 * 512
+  assert count(forward, x, w, sizes) == (rows * each, True)
+  # The gradient of a matrix: 334 rows, in steps of 64.
+  total = (rows + 3 * 384) * each
+  assert count(backward, x, w, sizes, dy) == (total, True)
 
 
 @pytest.mark.parametrize('model', ['vit', 'soft'])
