@@ -18,9 +18,9 @@ from softmoe.moe import experts as experts_lib
 from softmoe.moe import routing
 from softmoe.moe.execution import dropless, exchange
 
-# Experts of a token that a round has room for: so many times what the router
-# expects, or, of one that expects nothing, so many.
+# A round has room for so many times the rows of an even load.
 ROOM = 1.25
+# Experts of a token, of a router that has neither bound nor expectation.
 EXPECTED = 2.0
 
 Mine = Callable[..., Array]
@@ -105,17 +105,21 @@ def send(
   wanted: Bool[Array, 'n e'],
   axis: str,
 ) -> Ran:
-  """Sends rows to their experts and back, as many as there are."""
+  """Sends rows to their experts and back, as many as there are.
+
+  A device has room for its share of all rows, and some.
+  """
   num_experts, devices = wanted.shape[1], jax.lax.axis_size(axis)
   rows = len(x) * _choices(routed)
-  most = len(x) * min(_choices(routed), num_experts // devices)
-
-  def grouped(experts, rows, sizes):
-    at = exchange.at_owners(experts.grouped, axis, devices * most)
-    return at(rows, sizes)
-
+  most = devices * len(x) * min(_choices(routed), num_experts // devices)
+  room = min(math.ceil(ROOM * rows), most)
+  grouped = exchange.at_owners(_call, axis, room, most)
   y = dropless.apply_grouped(grouped, experts, x, gates, wanted, rows, rows)
   return y, _count(wanted)
+
+
+def _call(experts, rows, group_sizes):
+  return experts.grouped(rows, group_sizes)
 
 
 def _fused(experts, x, gates, wanted):
@@ -127,13 +131,12 @@ def _fused(experts, x, gates, wanted):
 
 def _grouped(routed, num_tokens, experts, x, gates, wanted):
   """Runs all experts at once; `num_tokens` are of this device alone."""
-  grouped = lambda experts, rows, sizes: experts.grouped(rows, sizes)
   if routed.choices is not None:
     rows = most = num_tokens * _choices(routed)
   else:
     expected = EXPECTED if routed.expected is None else routed.expected
     rows, most = math.ceil(ROOM * expected * num_tokens), None
-  return dropless.apply_grouped(grouped, experts, x, gates, wanted, rows, most)
+  return dropless.apply_grouped(_call, experts, x, gates, wanted, rows, most)
 
 
 def _choices(routed: routing.Assignment) -> int:
