@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from softmoe.moe.execution import rounds
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
@@ -72,7 +74,8 @@ class Program:
 
     Those inside a fusion or a reduction are part of an instruction and do not
     count. A loop whose number of turns is not a constant counts once, not
-    exactly; so does every branch of a conditional.
+    exactly; so does every branch of a conditional. Rounds that an even load of
+    dropless experts does not need do not count.
     """
     yield from self._walk(self.entry, 1, True)
 
@@ -80,6 +83,8 @@ class Program:
     computation = self.computations[name]
     yield computation, times, exact
     for instruction in computation.instructions.values():
+      if f'/{rounds.SCOPE}/' in instruction.attributes:
+        continue
       if instruction.opcode == 'while':
         trips = self.trip_count(instruction)
         body = instruction.attribute('body')

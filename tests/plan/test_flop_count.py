@@ -5,7 +5,7 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
-from softmoe.moe.execution import grouped_kernel
+from softmoe.moe.execution import grouped_kernel, rounds
 from softmoe.plan import flop_count, programs
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
@@ -55,6 +55,16 @@ def test_a_loop_that_the_data_end_is_a_lower_bound():
     return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
 
   assert count(function, X, W) == (PRODUCT, False)
+
+
+def test_rounds_that_an_even_load_does_not_need_are_free():
+  def function(x, w):
+    more = lambda i, w, x: x @ w
+    return rounds.add(more, x @ w, jnp.int32(jnp.sum(x)), w, x)
+
+  assert count(function, X, W) == (PRODUCT, True)
+  loss = lambda w, x: jnp.sum(function(x, w) ** 2)
+  assert count(jax.grad(loss), W, X) == (2 * PRODUCT, True)
 
 
 def test_a_shard_map_counts_all_devices(mesh):

@@ -12,6 +12,10 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# What the loop over the rounds after the first is called in a program: at an
+# even load it does not turn.
+SCOPE = 'more_rounds'
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def add(
@@ -39,7 +43,8 @@ def add(
 def _each(stop: Int[Array, ''], more: Callable[..., Any], state: Any) -> Any:
   step = lambda carry: (carry[0] + 1, more(*carry))
   first = jnp.ones_like(stop), state
-  return jax.lax.while_loop(lambda carry: carry[0] < stop, step, first)[1]
+  with jax.named_scope(SCOPE):
+    return jax.lax.while_loop(lambda carry: carry[0] < stop, step, first)[1]
 
 
 def _forward(fn, y, stop, arguments, others):
