@@ -63,9 +63,9 @@ def _kernel(equation) -> tuple[int, bool]:
   if sure or not flops:
     return flops, sure
   # Sums over the rows of a group, one result for each group.
-  rows, groups = (v[-1].aval.shape[0] for v in (equation.invars, equation.outvars))
+  rows, groups = equation.invars[-1].aval, equation.outvars[-1].aval
   step = _depth(next(_dots(equation.params['jaxpr'])))
-  return flops * -(-rows // (groups * step)), True
+  return flops * -(-rows.shape[0] // (groups.shape[0] * step)), True
 
 
 def _dots(jaxpr: Any) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 A program takes a block of rows of one expert, finds in small arrays which
 expert and which rows these are, and reads tiles of that expert's matrix where
-it lies. Rows need not be padded: a block that an expert does not fill is masked.
+it lies. Rows need no padding: a block that an expert does not fill is masked.
 
 Axes: `n` rows, sorted by expert, `d` width, `e` experts, `f` output width, `v`
 blocks of rows.
@@ -10,7 +10,6 @@ blocks of rows.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -19,18 +18,18 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 from softmoe import sharding
+from softmoe.moe.execution import tiles
 
 ROWS = 128  # of a block
 TILE = 128  # of a result's columns
 STEP = 64  # of what a turn of a kernel's loop sums over
 
-# The first index of a tile along an axis, its size, and where the axis ends.
-Span = tuple[Any, int, Any]
-
 
 @jax.custom_vjp
 def grouped_matmul(
-  x: Float[Array, 'n d'], w: Float[Array, 'e d f'], group_sizes: Int[Array, ' e']
+  x: Float[Array, 'n d'],
+  w: Float[Array, 'e d f'],
+  group_sizes: Int[Array, ' e'],
 ) -> Float[Array, 'n f']:
   """Returns every row times its expert's matrix; 0 past the last expert's."""
   return _multiply(x, w, group_sizes, False)
@@ -51,7 +50,7 @@ grouped_matmul.defvjp(_forward, _backward)
 
 def _multiply(x, w, group_sizes, transposed: bool) -> Float[Array, 'n f']:
   """Returns rows times matrices, or times what these are transposed."""
-  (n, d), f = x.shape, w.shape[1 if transposed else 2]
+  n, f = len(x), w.shape[1 if transposed else 2]
   blocks = _blocks(group_sizes, n)
   kernel = functools.partial(_rows_kernel, transposed=transposed)
   # Programs that follow each other share rows and a matrix.
@@ -93,18 +92,18 @@ def _rows_kernel(expert, start, end, x, w, y, *, transposed):
 
   def step(k, total):
     depth = k * STEP, STEP, d
-    a = _load(x, rows, depth)
+    a = tiles.load(x, rows, depth)
     b = (
-      _load(w, columns, depth, owner).T
+      tiles.load(w, columns, depth, owner).T
       if transposed
-      else _load(w, depth, columns, owner)
+      else tiles.load(w, depth, columns, owner)
     )
     return total + _dot(a, b)
 
   zeros = jnp.zeros((ROWS, TILE), jnp.float32)
   multiply = lambda: jax.lax.fori_loop(0, pl.cdiv(d, STEP), step, zeros)
   real = (row < stop) & (owner < w.shape[0])
-  _store(y, jax.lax.cond(real, multiply, lambda: zeros), rows, columns)
+  tiles.store(y, jax.lax.cond(real, multiply, lambda: zeros), rows, columns)
 
 
 def _weight_kernel(start, end, x, dy, dw):
@@ -115,41 +114,17 @@ def _weight_kernel(start, end, x, dy, dw):
 
   def step(k, total):
     depth = first + k * STEP, STEP, stop
-    return total + _dot(_load(x, depth, rows).T, _load(dy, depth, columns))
+    return total + _dot(
+      tiles.load(x, depth, rows).T, tiles.load(dy, depth, columns)
+    )
 
   total = jnp.zeros((TILE, TILE), jnp.float32)
   total = jax.lax.fori_loop(0, pl.cdiv(stop - first, STEP), step, total)
-  _store(dw, total, rows, columns, owner)
+  tiles.store(dw, total, rows, columns, owner)
 
 
 def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
   return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def _load(ref: Any, rows: Span, columns: Span, *first: Any) -> Array:
-  """Returns the tile of a matrix, or of that which `first` is the index of."""
-  index, mask = _tile(rows, columns)
-  other = None if mask is None else 0.0
-  return triton.load(ref.at[(*first, *index)], mask=mask, other=other)
-
-
-def _store(ref: Any, tile: Array, rows: Span, columns: Span, *first: Any):
-  index, mask = _tile(rows, columns)
-  place = ref.at[(*first, *index)]
-  triton.store(place, tile.astype(ref.dtype), mask=mask)
-
-
-def _tile(*spans: Span) -> tuple[list[pl.Slice], Array | None]:
-  """Returns where a tile is, and which of it is there; None: all."""
-  masks = []
-  for axis, (start, size, stop) in enumerate(spans):
-    if not isinstance(stop, int) or stop % size:
-      inside = start + jnp.arange(size, dtype=jnp.int32) < stop
-      masks.append(jnp.expand_dims(inside, 1 - axis))
-  index = [pl.dslice(start, size) for start, size, _ in spans]
-  shape = tuple(size for _, size, _ in spans)
-  whole = [jnp.broadcast_to(mask, shape) for mask in masks]
-  return index, functools.reduce(jnp.logical_and, whole) if whole else None
 
 
 def _call(
