@@ -3,14 +3,13 @@
 import functools
 from typing import Any
 
-import jax
 from jax import numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array
 
 # The first index of a tile along an axis, its size, and where the axis ends.
-Span = tuple[jax.typing.ArrayLike, int, jax.typing.ArrayLike]
+Span = tuple[Array | int, int, Array | int]
 
 
 def load(ref: Any, rows: Span, columns: Span, *first: Any) -> Array:
