@@ -33,7 +33,7 @@ MESHES, CHOICES = ('expert:8', 'data:8'), (1, 2)
 CAPACITIES = {'capacity': 1.0, 'dropless': 0.0}
 HEADER = (
   'mesh',
-  'k',
+  'choices',
   'way',
   'program',
   'temporaries, GiB',
@@ -51,7 +51,7 @@ def main() -> None:
   for mesh, k, way in itertools.product(MESHES, CHOICES, CAPACITIES):
     report = plan(mesh, k, CAPACITIES[way])
     for program in ('train', 'inference'):
-      rows.append((mesh, k, way, program, *figures(report[program])))
+      rows.append((mesh, str(k), way, program, *figures(report[program])))
   print(markdown.table(HEADER, rows))
   print(f'\n{report["target"]}, {report["compiler"]}')
 
