@@ -72,9 +72,24 @@ class OptimizerConfig:
   momentum: Annotated[float, SHARE] = 0.9  # 'sgd' only
   # (regex, rate) pairs; the first that matches a whole parameter path wins.
   weight_decay: tuple[tuple[str, Annotated[float, Range(0, 1000)]], ...] = ()
+  # Regexes of whole paths, without `scan`, of parameters that stay as they are.
+  frozen: tuple[str, ...] = ()
+  # Rate of a block over that of the next, embeddings first and the head last.
+  layer_decay: Annotated[float, Range(0, 1, without=0)] = 1.0
   clip_norm: Annotated[float, AMOUNT] = 0.0  # global gradient norm; 0: off
   accumulate: Annotated[int, SIZE] = 1  # micro-batches a step
   schedule: ScheduleConfig = ScheduleConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class UpcycleConfig:
+  """MoE layers out of the MLPs of `init`; see docs/finetuning.md."""
+
+  enabled: bool = False
+  # Of each kernel of an expert, times the kernel's standard deviation.
+  noise: Annotated[float, AMOUNT] = 0.0
+  # Of the experts' outputs: 1 over what the gates of a token sum to.
+  scale: Annotated[float, Range(0, 1e6, without=0)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +119,14 @@ class Config:
   init: str = ''
   init_head: str = 'keep'  # or 'reset': as in a run without `init`
   init_allow: str = ''  # regex of names that one side has and the other lacks
+  upcycle: UpcycleConfig = UpcycleConfig()
   # Decay of the weight average that is evaluated; 0: off.
   ema: Annotated[float, SHARE] = 0.0
   mesh: str = ''  # sizes of 'data', 'fsdp' and 'expert'; empty: see `build`
   log_every: Annotated[int, STEP] = 50
   eval_every: Annotated[int, STEP_OR_OFF] = 0  # steps; 0: at the end only
+  # First and last step of a trace, written to `workdir/profile`; empty: none.
+  profile: tuple[Annotated[int, STEP], ...] = ()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()

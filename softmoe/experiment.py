@@ -17,7 +17,7 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import stack
 from softmoe.moe import layer
-from softmoe.optim import optimizer, schedules, steered
+from softmoe.optim import optimizer, schedules, shares, steered
 from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
 
@@ -151,8 +151,7 @@ def build(
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
   check(config, task, layers, mesh, training)
-  params = abstract_params(task, mesh)
-  params = jax.tree.map(sharding.fsdp, params, stack.stacked(model))
+  params = placed_params(task, mesh)
   rules = steered.rules(model)
   schedule = schedules.make_schedule(
     config.optimizer.schedule, config.optimizer.learning_rate, config.steps
@@ -167,7 +166,10 @@ def build(
     group_size=_group_size(layers),
     schedule=schedule,
     optimizer=steered.steered(
-      optimizer.make_optimizer(config.optimizer, schedule, params), rules
+      optimizer.make_optimizer(
+        config.optimizer, schedule, params, _shares(config, task, params)
+      ),
+      rules,
     ),
   )
 
@@ -181,6 +183,12 @@ def abstract_model(task: task_lib.Task) -> Any:
 def abstract_params(task: task_lib.Task, mesh: jax.sharding.Mesh) -> Params:
   """Returns shapes, types and places of parameters, `fsdp` left out."""
   return sharding.abstract(lambda: _draw(task, nnx.Rngs(0)), mesh)
+
+
+def placed_params(task: task_lib.Task, mesh: jax.sharding.Mesh) -> Params:
+  """Returns shapes, types and places of parameters as a run has them."""
+  stacked = stack.stacked(abstract_model(task))
+  return jax.tree.map(sharding.fsdp, abstract_params(task, mesh), stacked)
 
 
 def moe_layers(model: Any) -> list[layer.MoE]:
@@ -209,6 +217,15 @@ def _make_mesh(
       expected = f'an expert axis that divides the {number} experts'
       raise UserError('config.mesh', config.mesh, expected)
   return mesh
+
+
+def _shares(
+  config: config_lib.Config, task: task_lib.Task, params: Params
+) -> Params | None:
+  """Returns each parameter's share of the learning rate; None: all of it."""
+  if not config.optimizer.frozen and config.optimizer.layer_decay == 1:
+    return None
+  return task.take(shares.of_params(config.optimizer, task.exchange(params)))
 
 
 def _group_size(layers: list[layer.MoE]) -> int:
@@ -246,6 +263,17 @@ def check(
       'init_head',
       config.init != '' or config.init_head == 'keep',
       "'keep', since there is no config.init",
+    ),
+    (
+      'profile',
+      len(config.profile) in (0, 2)
+      and [*config.profile] == sorted(config.profile),
+      'the first and the last step, or nothing',
+    ),
+    (
+      'upcycle.enabled',
+      config.init != '' or not config.upcycle.enabled,
+      'False, since there is no config.init',
     ),
     ('init_allow', _is_regex(config.init_allow), 'a regular expression'),
     (

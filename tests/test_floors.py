@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path('softmoe')
 # From the top; a room uses what stands below it, and of its own floor what
 # does not use it.
 FLOORS = (
-  ('commands', 'generate'),
-  ('plan', 'tables', 'evaluation', 'training'),
+  ('commands', 'generate', 'inspect'),
+  ('bench', 'plan', 'tables', 'evaluation', 'training'),
   ('weights',),
   ('runs', 'costs'),
   ('experiment',),

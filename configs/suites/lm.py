@@ -15,6 +15,13 @@ MODELS = {
   'SegmentSoft': 'lm:segment_soft_cpu',
 }
 XMOE = (0.5, 0.9)  # thresholds of the training
+# Those of the evaluation; at every one the quality and the experts wanted.
+SWEEP = {
+  'softmoe.tables.thresholds.evaluate:evaluate': {
+    'thresholds': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    'split': 'test',
+  }
+}
 
 
 def get_suite() -> suite.Suite:
@@ -26,6 +33,7 @@ def get_suite() -> suite.Suite:
     baseline='Dense',
     metric='test/bits_per_byte',
     splits=('val', 'test'),
+    evaluators=SWEEP,
     runs=(
       *suite.product(MODELS, range(3), overrides=common),
       *suite.product({'XMoE': 'lm:xmoe_cpu'}, range(3), thresholds, common),

@@ -39,7 +39,7 @@ def get_suite() -> suite.Suite:
 
 def _runs(model: str, argument: str, seed: int) -> list[suite.Run]:
   origin = f'runs/main/{argument}-width32-seed{seed}'
-  starts = {'scratch': {}, 'glyphs': {'init': origin}}
+  starts = {'scratch': {}, 'glyphs': {'init': origin, 'init_head': 'reset'}}
   return [
     suite.Run(model, f'glyphs:{argument}', seed, {'from': name}, FASHION | init)
     for name, init in starts.items()

@@ -78,6 +78,7 @@ class Attention(nnx.Module):
     self.query_norm = norm() if qk_norm else None
     self.key_norm = norm() if qk_norm else None
 
+  @jax.named_scope('attention')
   def __call__(
     self,
     x: Float[Array, 'b q d'],

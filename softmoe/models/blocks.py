@@ -171,7 +171,8 @@ class Block(nnx.Module):
         **router_options or {},
       )
     else:
-      y = sharding.gather(self.mlp, self.dtype)(y)
+      with jax.named_scope('mlp'):
+        y = sharding.gather(self.mlp, self.dtype)(y)
     moe_cache = aux.pop('cache', None)
     cache = None if own is None else Cache(own, moe_cache, read)
     y = self._drop(y, drop_path, keys[2], keys[3])

@@ -67,6 +67,7 @@ class Experts(nnx.Module):
     """Whether an expert's call takes `key`."""
     return takes_key(self.stacked)
 
+  @jax.named_scope('experts')
   def __call__(
     self,
     x: Float[Array, 'e *b d'],

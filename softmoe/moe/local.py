@@ -181,6 +181,7 @@ def _route(
   return routed if cut is None else cut.limit(routed), aux
 
 
+@jax.named_scope('router')
 def _route_group(
   router: routing.Router, options: dict[str, Any], group: Tokens
 ) -> tuple[Any, routing.Aux]:

@@ -9,6 +9,7 @@ import optax
 
 from softmoe.config import OptimizerConfig
 from softmoe.errors import UserError
+from softmoe.optim import shares as shares_lib
 
 Params = Any  # nested dicts of arrays; keys are str or int
 
@@ -19,6 +20,7 @@ def make_optimizer(
   config: OptimizerConfig,
   schedule: optax.Schedule,
   params: Params,
+  shares: Params | None = None,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation that `config` asks for.
 
@@ -32,6 +34,7 @@ def make_optimizer(
     config: the optimizer; `accumulate` is the business of the train step.
     schedule: learning rate at a step.
     params: the parameters, or their shapes: only their paths are read.
+    shares: of the learning rate, for each parameter; see `optim.shares`.
 
   Raises:
     UserError: an unknown name, or a decay rule that does not compile, applies
@@ -39,14 +42,15 @@ def make_optimizer(
   """
   _check(config)
   rates = decay_rates(params, config.weight_decay)
-  return in_float32(
-    optax.chain(
-      _clip(config.clip_norm),
-      _SCALINGS[config.name](config),
-      _decay(rates) if config.weight_decay else optax.identity(),
-      optax.scale_by_learning_rate(schedule),
-    )
+  optimizer = optax.chain(
+    _clip(config.clip_norm),
+    _SCALINGS[config.name](config),
+    _decay(rates) if config.weight_decay else optax.identity(),
+    optax.scale_by_learning_rate(schedule),
   )
+  if shares is not None:
+    optimizer = shares_lib.shared(optimizer, shares)
+  return in_float32(optimizer)
 
 
 def in_float32(

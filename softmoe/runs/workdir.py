@@ -34,6 +34,7 @@ _FREE = (
   'model.remat',
   'log_every',
   'eval_every',
+  'profile',
   'checkpoint.',
   'data.threads',
   'data.prefetch',

@@ -13,6 +13,7 @@ from softmoe.process import arguments, launch
 # What prints or makes it: 'module:function', called with the other arguments.
 TABLES = {
   'cost': 'softmoe.tables.cost.command:main',
+  'profile': 'softmoe.tables.profile:main',
   'report': 'softmoe.tables.report.command:main',
   'run': 'softmoe.tables.run:main',
   'thresholds': 'softmoe.tables.thresholds.command:main',

@@ -10,8 +10,7 @@ left it, if that is there: how many experts tokens want can be learned.
 import pathlib
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
-from softmoe.process import arguments, launch, origin
+from softmoe.process import arguments, interleaved, launch, origin
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tables import folders as folders_lib
@@ -72,7 +71,7 @@ def measure(
     trained[name], state = _state(experiment, folders.workdir(run.name))
     for kind, program in _programs(experiment, state).items():
       programs[name, kind] = program
-  seconds = interleaved(programs, rounds)
+  seconds = interleaved.seconds(programs, rounds)
   return {
     'machine': origin.machine(),
     'versions': origin.versions(),
@@ -85,23 +84,6 @@ def measure(
       for name in variants
     },
   }
-
-
-def interleaved(
-  programs: Mapping[Any, Callable[[], Any]], rounds: int
-) -> dict[Any, list[float]]:
-  """Returns the seconds of every call, one of each program in turn.
-
-  The first round, which compiles, does not count.
-  """
-  seconds = {name: [] for name in programs}
-  for i in range(rounds + 1):
-    for name, program in programs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program())
-      if i:
-        seconds[name].append(time.perf_counter() - start)
-  return seconds
 
 
 def _state(

@@ -1,5 +1,6 @@
 """The training loop, from a config to `result.json`."""
 
+import contextlib
 import pathlib
 import sys
 import time
@@ -18,6 +19,7 @@ from softmoe.runs import checkpoint, restarts
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import logger as logger_lib
+from softmoe.training import profile as profile_lib
 from softmoe.training import step as step_lib
 from softmoe.weights import pretrained
 
@@ -94,8 +96,11 @@ def _train(
         _announce(experiment, logger, workdir, start)
         for doubt in state_lib.doubts(state, start):
           logger.message(f'warning: {doubt}')
-        run = _Run(experiment, train_step, checkpoints, logger, start)
-        result = _result(experiment, logger, run.loop(state, stop))
+        profile = profile_lib.Profile(config.profile, workdir)
+        run = _Run(experiment, train_step, checkpoints, logger, profile, start)
+        with contextlib.closing(profile):
+          evaluation = run.loop(state, stop)
+        result = _result(experiment, logger, evaluation)
   if chief:
     workdir_lib.write_json(workdir / 'result.json', result)
   return result
@@ -110,9 +115,10 @@ class _Run:
     train_step: Any,
     checkpoints: checkpoint.Checkpoints,
     logger: logger_lib.Logger,
+    profile: profile_lib.Profile,
     start: int,
   ):
-    self.config = experiment.config
+    self.config, self.profile = experiment.config, profile
     self.checkpoints, self.logger, self.start = checkpoints, logger, start
     self.batches = batches(experiment, start)
     self.train_step = train_step
@@ -131,7 +137,10 @@ class _Run:
     """
     config, evaluation = self.config, {}
     for step in range(self.start + 1, config.steps + 1):
-      state, metrics = self.train_step(state, next(self.batches))
+      batch = next(self.batches)
+      self.profile.before(step, self.train_step, state, batch)
+      state, metrics = self.train_step(state, batch)
+      self.profile.after(step, metrics)
       self.logger.step(step, metrics)
       self.checkpoints.check()
       last = step == config.steps

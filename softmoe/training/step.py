@@ -120,6 +120,7 @@ def _accumulate(
   return total, jax.tree.map(over_parts, sums)
 
 
+@jax.named_scope('optimizer')
 def _update(
   experiment: experiment_lib.Experiment,
   state: state_lib.TrainState,

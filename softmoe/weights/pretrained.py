@@ -1,5 +1,6 @@
 """The start of a run from other parameters: `config.init`."""
 
+import dataclasses
 import re
 import sys
 import warnings
@@ -9,7 +10,7 @@ from flax import traverse_util
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
-from softmoe.weights import fit
+from softmoe.weights import fit, upcycle
 from softmoe.weights import source as source_lib
 
 Tree = source_lib.Tree
@@ -23,7 +24,8 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
   have been scanned or not, on any mesh, and of another type; each device reads
   its own part of a file. What is special to the model, such as another
   resolution, is up to `Task.adopt`; all else has to be of the same name and
-  shape, but for names that `config.init_allow` matches.
+  shape, but for names that `config.init_allow` matches. With `config.upcycle`
+  it is of the model without experts, whose MLPs they are made of.
 
   Raises:
     UserError: there is no such run, checkpoint or file, or it is of another
@@ -31,22 +33,54 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
   """
   task, wanted = experiment.task, experiment.abstract_params
   place = lambda x, like: jax.reshard(x.astype(like.dtype), like.sharding)
-  with source_lib.find(experiment) as source:
+  with source_lib.find(_origin(experiment)) as source:
+
+    def exchange(saved: Tree) -> Tree:
+      fresh = task.exchange(experiment.init_params())
+      return _upcycled(experiment, source.exchange(saved), fresh)
 
     def adopt(saved: Tree) -> Tree:
       fresh = task.exchange(experiment.init_params())
-      whole = _filled(source.exchange(saved), fresh)
-      return task.adopt(whole, source.task, fresh)
+      return task.adopt(_filled(exchange(saved), fresh), source.task, fresh)
 
-    saved = _shapes(jax.eval_shape(source.exchange, source.saved))
+    found = _shapes(jax.eval_shape(source.exchange, source.saved))
+    saved = _shapes(jax.eval_shape(exchange, source.saved))
     adopted = _shapes(jax.eval_shape(adopt, source.saved))
     _compare(experiment, source, saved, adopted)
-    _report(experiment, source, saved, adopted)
+    _report(experiment, source, found, saved, adopted)
     finish = lambda saved: jax.tree.map(place, task.take(adopt(saved)), wanted)
     with warnings.catch_warnings():
       # What changes its shape on the way cannot be donated.
       warnings.filterwarnings('ignore', 'Some donated buffers')
       return jax.jit(finish, donate_argnums=0)(source.read())
+
+
+def _origin(experiment: experiment_lib.Experiment) -> experiment_lib.Experiment:
+  """Returns the experiment, or its dense twin, that `config.init` is of."""
+  if not experiment.config.upcycle.enabled:
+    return experiment
+  task = upcycle.dense(experiment.task)
+  params = experiment_lib.placed_params(task, experiment.mesh)
+  return dataclasses.replace(experiment, task=task, abstract_params=params)
+
+
+def _upcycled(
+  experiment: experiment_lib.Experiment, found: Tree, fresh: Tree
+) -> Tree:
+  """Returns what was found, with experts where MLPs are to become some.
+
+  Raises:
+    UserError: there are none, or the sizes do not fit.
+  """
+  config = experiment.config
+  if not config.upcycle.enabled:
+    return found
+  if not upcycle.layers(found, fresh):
+    expected = 'False: no block is an MLP in config.init and an MoE layer here'
+    raise UserError('config.upcycle.enabled', True, expected)
+  return upcycle.upcycle(
+    found, fresh, config.upcycle, jax.random.key(config.seed)
+  )
 
 
 def _filled(found: Tree, fresh: Tree) -> Tree:
@@ -88,15 +122,27 @@ def _compare(
 def _report(
   experiment: experiment_lib.Experiment,
   source: source_lib.Source,
+  found: Shapes,
   saved: Shapes,
   adopted: Shapes,
 ) -> None:
-  """Prints what is loaded, resized, left at initialisation and left over."""
+  """Prints what is loaded, resized, left at initialisation and left over.
+
+  Args:
+    experiment: that starts.
+    source: where from.
+    found: what is there.
+    saved: what was made of it, before it was fitted to the model.
+    adopted: what the model has.
+  """
   config, task = experiment.config, experiment.task
+  made = [path for path in saved if path not in found]  # by upcycling
   fresh = [
     path
     for path in adopted
-    if path not in saved or source_lib.is_reset(config, task, path)
+    if path not in saved
+    or source_lib.is_reset(config, task, path)
+    or (path in made and '/router/' in path)
   ]
   resized = [
     f'{path} {saved[path]} -> {shape}'
@@ -107,6 +153,7 @@ def _report(
   count = len(adopted) - len(fresh)
   lines = [f'starting from {count} parameters of {source.name}']
   for what, names in (
+    ('made of an MLP', [path for path in made if path not in fresh]),
     ('resized', resized),
     ('left at initialisation', fresh),
     ('left over', left_over),

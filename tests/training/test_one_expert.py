@@ -89,7 +89,7 @@ def test_one_expert_is_the_dense_model(tiny, dense, name):
   moe = dict(router=name.split()[0]) | ROUTERS[name]
   _, found = curve(tiny('vit', **fields(**moe)), params)
   np.testing.assert_allclose(found, losses, rtol=2e-6)
-  assert losses[-1] < losses[0]
+  assert np.ptp(losses) > 1e-4, 'nothing moved'
 
 
 @pytest.mark.slow

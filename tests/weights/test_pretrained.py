@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
+from softmoe.data import prefetch
 from softmoe.errors import Stopped, UserError
 from softmoe.evaluation import run
 from softmoe.models import patches, stack
@@ -272,3 +273,63 @@ def test_it_goes_on_to_the_same_bits_without_the_other(
   other = tiny(mesh='data:1', init='another', **fields)
   with pytest.raises(UserError, match="config.init: got 'another'; '.*source'"):
     loop.train(other, parts)
+
+
+UPCYCLED = dict(
+  upcycle__enabled=True,
+  model__moe__router='tokens_choice',
+  model__moe__k=2,
+  model__moe__normalize=True,
+  model__moe__blocks=(2, 3),
+  model__moe__num_experts=4,
+  model__moe__expert_dim=16,
+)
+
+
+def test_a_dense_run_is_upcycled_on_a_mesh(saved, tiny, capsys):
+  dense = dict(model__depth=4, mesh='data:1')
+  workdir, _ = saved('vit', **dense)
+  config = tiny(
+    'vit',
+    **dense | UPCYCLED | dict(mesh='data:2,fsdp:2,expert:2', seed=3),
+    model__scan=True,
+    init=str(workdir),
+  )
+  experiment = build(config)
+  params = pretrained.params(experiment)
+  printed = capsys.readouterr().err
+  assert 'made of an MLP: blocks/2/mlp/experts/stacked/down/bias' in printed
+  assert 'initialisation: blocks/2/mlp/router/kernel, blocks/3' in printed
+  like = experiment.abstract_params
+  assert jax.tree.all(
+    jax.tree.map(lambda x, y: x.sharding == y.sharding, params, like)
+  )
+  found = experiment.evaluate(params, config.data.eval_split)
+  state = jax.jit(lambda params: state_lib.create(experiment, params))(params)
+  step = step_lib.make_train_step(experiment)
+  rows = prefetch.local_rows(experiment.mesh, config.data.batch_size)
+  data = prefetch.to_devices(
+    experiment.task.train_batches(rows), experiment.mesh, 1
+  )
+  for _ in range(2):
+    state, metrics = step(state, next(data))
+  assert np.isfinite(metrics['loss']) and metrics['update_norm'] > 0
+  expected = run.evaluate_workdir(workdir)  # which puts its mesh in force
+  assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    (dict(model__moe__blocks=()), 'upcycle.enabled: got True; False: no block'),
+    (dict(model__moe__num_experts=3), 'num_experts: got 3; a multiple of 2'),
+    (dict(init=''), 'upcycle.enabled: got True; False, since there is no'),
+    (dict(model__width=8), 'config.init: got'),
+  ],
+)
+def test_what_cannot_be_upcycled_is_one_line(saved, tiny, changes, words):
+  workdir, _ = saved('vit', model__depth=4, mesh='data:1')
+  base = dict(model__depth=4, mesh='data:1', init=str(workdir)) | UPCYCLED
+  config = tiny('vit', **base | changes)
+  with pytest.raises(UserError, match=words):
+    pretrained.params(build(config))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from softmoe.moe import routing
 
 
+@jax.named_scope('dispatch')
 def dispatch(
   x: Float[Array, '*b m d'], weights: Float[Array, '*b m e s']
 ) -> Float[Array, 'e *b s d']:
@@ -21,6 +22,7 @@ def dispatch(
   return jnp.einsum('...md,...mes->e...sd', x, weights.astype(x.dtype))
 
 
+@jax.named_scope('combine')
 def combine(
   y: Float[Array, 'e *b s d'], weights: Float[Array, '*b m e s']
 ) -> Float[Array, '*b m d']:
@@ -42,6 +44,7 @@ class Kept(NamedTuple):
   filled: Bool[Array, 'g e s']
 
 
+@jax.named_scope('router')
 def keep(assignment: routing.Assignment, capacity: int) -> Kept:
   """Returns the tokens of the highest priority, up to the capacity."""
   priority = jnp.swapaxes(jax.lax.stop_gradient(assignment.priority), -1, -2)
@@ -68,6 +71,7 @@ def as_slots(kept: Kept, num_tokens: int) -> routing.Slots:
   return routing.Slots(hot * kept.filled[:, None], hot * gate)
 
 
+@jax.named_scope('dispatch')
 def gather(x: Float[Array, 'g m d'], kept: Kept) -> Float[Array, 'e g s d']:
   """Returns the tokens in the slots; an empty slot holds any token."""
   g, e, s = kept.token.shape
@@ -75,6 +79,7 @@ def gather(x: Float[Array, 'g m d'], kept: Kept) -> Float[Array, 'e g s d']:
   return jnp.swapaxes(rows.reshape(g, e, s, -1), 0, 1)
 
 
+@jax.named_scope('combine')
 def scatter(
   y: Float[Array, 'e g s d'], kept: Kept, num_tokens: int
 ) -> Float[Array, 'g m d']:

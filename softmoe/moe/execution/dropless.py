@@ -179,6 +179,7 @@ class _Pairs(NamedTuple):
   count: Int[Array, ' e']
 
 
+@jax.named_scope('dispatch')
 def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
   m, e = wanted.shape
   seen = jnp.cumsum(wanted.T, axis=1, dtype=jnp.int32)
@@ -191,6 +192,7 @@ def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
   return _Pairs(token, start, count)
 
 
+@jax.named_scope('combine')
 def _add(
   total: Float[Array, 'm *d'],
   token: Int[Array, ' chunk'],

@@ -125,6 +125,7 @@ def _by_expert(
   return jnp.argsort(expert, stable=True)
 
 
+@jax.named_scope('exchange')
 def ragged_all_to_all(
   rows: Float[Array, 'n d'], moves: Moves, num_rows: int, axis: str
 ) -> Float[Array, 'q d']:

@@ -72,6 +72,7 @@ def choose(platform: str, experts: experts_lib.Experts) -> str:
   return 'grouped' if can and platform != 'cpu' else 'fused'
 
 
+@jax.named_scope('experts')
 def collect(
   apply: Apply,
   count: Callable[[Array], Array],
@@ -97,6 +98,7 @@ def collect(
   return jax.lax.psum_scatter(y, axis, tiled=True), count(wanted)
 
 
+@jax.named_scope('experts')
 def send(
   routed: routing.Assignment,
   experts: Any,

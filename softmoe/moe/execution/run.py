@@ -249,6 +249,7 @@ def _split(
   return [fold(keys, i) for i in range(chunks)]
 
 
+@jax.named_scope('exchange')
 def _exchange(
   experts: experts_lib.Experts,
   axis: str,

@@ -15,9 +15,9 @@ from jax import numpy as jnp
 from softmoe.costs import flops
 from softmoe.data import prefetch
 from softmoe.errors import UserError
+from softmoe.process import interleaved
 from softmoe.runs import load
 from softmoe.runs import workdir as workdir_lib
-from softmoe.tables import timing
 from softmoe.tasks import means
 
 ALL = math.inf  # the threshold at which every expert is on
@@ -78,10 +78,10 @@ def measure(
       have one name but for the seed differ in more than that.
   """
   _check(workdirs)
-  runs = [_Run(workdir, thresholds, step, split) for workdir in workdirs]
+  runs = [Run(workdir, thresholds, step, split) for workdir in workdirs]
   found = {(r, t): r.evaluate(t) for r in runs for t in r.thresholds}
   programs = {(r, t): r.forward(t) for r in runs for t in r.thresholds}
-  seconds = timing.interleaved(programs, rounds)
+  seconds = interleaved.seconds(programs, rounds)
   return [
     Row(
       run=run.name,
@@ -96,7 +96,7 @@ def measure(
   ]
 
 
-class _Run:
+class Run:
   """A run that is restored.
 
   Attributes:
@@ -110,7 +110,7 @@ class _Run:
     self.name = _name(workdir)
     self.experiment, _, self._params = load.restore(workdir, step)
     config: Any = self.experiment.config
-    self.thresholds = thresholds if _has_threshold(config) else [None]
+    self.thresholds = thresholds if has_threshold(config) else [None]
     self._split = split or config.data.eval_split
     task, graphdef = self.experiment.task, self.experiment.graphdef
     mesh = self.experiment.mesh
@@ -162,7 +162,8 @@ def _model(run: str) -> str:
   return re.sub(r'-seed\d+$', '', run)
 
 
-def _has_threshold(config: Any) -> bool:
+def has_threshold(config: Any) -> bool:
+  """Returns whether a run of this config knows a threshold."""
   moe = config.model.moe
   return bool(moe.blocks) and moe.router == 'threshold'
 
@@ -170,7 +171,7 @@ def _has_threshold(config: Any) -> bool:
 def _check(workdirs: Sequence[str]) -> None:
   """Raises a UserError for what cannot stand in one table."""
   configs = {w: workdir_lib.read_config(pathlib.Path(w)) for w in workdirs}
-  if not any(map(_has_threshold, configs.values())):
+  if not any(map(has_threshold, configs.values())):
     expected = "runs of which one has the router 'threshold'"
     raise UserError('WORKDIR', list(workdirs), expected)
   first: dict[str, Any] = {}

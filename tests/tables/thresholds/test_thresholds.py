@@ -1,12 +1,13 @@
 """Runs evaluated at several thresholds, and what cannot be."""
 
 import dataclasses
+import pathlib
 
 import pytest
 
 from softmoe.errors import UserError
 from softmoe.models import config as model_config
-from softmoe.tables.thresholds import command, measure, page, table
+from softmoe.tables.thresholds import command, evaluate, measure, page, table
 from tests import untrained
 
 pytestmark = pytest.mark.usefixtures('launched')
@@ -52,6 +53,15 @@ def test_lower_thresholds_want_fewer_experts(run, tmp_path, capsys):
   html = plot.read_text()
   assert html.count('<figure>') == 2
   assert f'softmoe.tables thresholds {sparse}' in html
+
+
+def test_a_suite_keeps_the_metrics_of_each_threshold(run):
+  options = {'thresholds': (0.2, measure.ALL), 'split': 'train'}
+  sparse = pathlib.Path(run('sparse', router='threshold'))
+  found = evaluate.evaluate(sparse, **options)
+  assert found['t0.2/moe/wanted'] < found['tall/moe/wanted'] == 8
+  assert found['t0.2/loss'] != found['tall/loss']
+  assert not evaluate.evaluate(pathlib.Path(run('dense')), **options)
 
 
 def test_other_routers_know_no_threshold(run):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from html import escape
 
-from softmoe.tables.report.figures.sections import Section
 from softmoe.tables.report.markdown import INTERVALS
 from softmoe.tables.report.numbers.runs import Run
 from softmoe.tables.report.page import parts
@@ -28,7 +27,7 @@ def _body(summary: Summary) -> Iterable[str]:
   yield f'<p class="small">{escape(INTERVALS)}</p></section>'
   yield _contents(summary)
   for section in summary.sections:
-    yield _section(section)
+    yield parts.section(section)
   yield _runs(summary)
   yield parts.provenance(summary.provenance, summary.commands)
   yield '</main>'
@@ -46,10 +45,7 @@ def _items(lines: Iterable[str]) -> str:
 def _contents(summary: Summary) -> str:
   places = {s.key: s.title for s in summary.sections}
   places |= {'runs': 'Runs', 'provenance': 'Commands'}
-  links = (
-    f'<a href="#{escape(k)}">{escape(title)}</a>' for k, title in places.items()
-  )
-  return f'<nav aria-label="Sections">{" ".join(links)}</nav>'
+  return parts.contents(places)
 
 
 def _main_table(summary: Summary) -> str:
@@ -60,14 +56,6 @@ def _main_table(summary: Summary) -> str:
     rest = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
     rows.append(parts.row(f'group-{group.name}', link, rest))
   return parts.table(table.titles, rows)
-
-
-def _section(section: Section) -> str:
-  text = ''.join(f'<p>{escape(line)}</p>' for line in section.text)
-  return (
-    f'<section id="{escape(section.key)}"><h2>{escape(section.title)}</h2>'
-    f'{text}{parts.figures(section.figures)}</section>'
-  )
 
 
 def _runs(summary: Summary) -> str:

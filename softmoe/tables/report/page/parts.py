@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from html import escape
 
 from softmoe.tables.report.figures.marks import Figure
+from softmoe.tables.report.figures.sections import Section
 from softmoe.tables.report.plots import svg
 
 
@@ -25,6 +26,23 @@ def header(title: str, status: str) -> str:
   return (
     f'<header><h1>{escape(title)}</h1>'
     f'<p class="status">{escape(status)}</p></header>'
+  )
+
+
+def contents(places: dict[str, str]) -> str:
+  """Returns links to places of the page, given their titles by key."""
+  links = (
+    f'<a href="#{escape(k)}">{escape(title)}</a>' for k, title in places.items()
+  )
+  return f'<nav aria-label="Sections">{" ".join(links)}</nav>'
+
+
+def section(section: Section, more: str = '') -> str:
+  """Returns a section; `more` HTML comes behind its figures."""
+  text = ''.join(f'<p>{escape(line)}</p>' for line in section.text)
+  return (
+    f'<section id="{escape(section.key)}"><h2>{escape(section.title)}</h2>'
+    f'{text}{figures(section.figures)}{more}</section>'
   )
 
 

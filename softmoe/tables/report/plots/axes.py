@@ -10,6 +10,7 @@ from softmoe.tables.report.plots.svg import WIDTH, Length
 
 HEIGHT = 250
 LEFT, RIGHT, TOP, BOTTOM = 42, 14, 26, 42
+_LETTER = 6.7  # the most that a digit takes of the width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,9 @@ def frame(
   yield svg.text(right, HEIGHT - 5, x_title, 'a', 'end')
   for value in y.ticks():
     yield svg.line(LEFT, y(value), right, y(value), 'g')
-    yield svg.text(LEFT - 5, y(value) + 4, number(value), 't', 'end')
+    words = number(value)
+    end = max(LEFT - 5, _LETTER * len(words))  # a long one begins at the edge
+    yield svg.text(end, y(value) + 4, words, 't', 'end')
   yield svg.line(LEFT, floor, right, floor, 'x')
   crowded = any(
     3 * (len(one) + len(other)) + 4 > abs(end - start)

@@ -49,14 +49,20 @@ def _mean(lines: list[Line]) -> Line:
   return [(step, statistics.fmean(t[step] for t in tables)) for step in shared]
 
 
-def draw(label: str, title: str, curves: list[Curve], log: bool) -> str:
+def draw(
+  label: str,
+  title: str,
+  curves: list[Curve],
+  log: bool,
+  x_title: str = 'step',
+) -> str:
   """Returns the curves as SVG; `log`: of a loss, by its logarithm."""
   points = [p for c in curves for line in c.runs.values() for p in line]
   steps, values = zip(*points, strict=True)
   x = axes.Scale(0, max(steps), LEFT, WIDTH - RIGHT)
   y = axes.span(values, HEIGHT - BOTTOM, TOP, log and axes.is_wide(values))
   ticks = [(x(step), f'{step:g}') for step in x.ticks()]
-  inside = list(axes.frame('step', title, y, ticks))
+  inside = list(axes.frame(x_title, title, y, ticks))
   for curve in curves:
     inside += _draw(curve, x, y)
   return svg.document(HEIGHT, label, inside)

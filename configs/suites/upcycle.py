@@ -1,0 +1,75 @@
+"""Sparse upcycling of the ViT that the suite `main` left, on glyphs.
+
+Komatsuzaki et al., 2023, https://arxiv.org/abs/2212.05055, and routers that the
+paper has not. Each mixture starts from the dense run, and from nothing, and is
+trained for 10 % and 50 % of the steps of that run; 0 % is one step at a rate of
+0, so that it is evaluated as it starts. The ViT is trained on for as many FLOPs
+as the dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
+"""
+
+from softmoe.tables import suite
+
+STEPS = 4000  # of the dense run
+PERCENTS = (0, 10, 50)
+# Steps of the ViT for one of Tokens Choice, K=2, and no less: by its FLOPs.
+DENSE_STEPS = 1.31
+# 1 over what the gates of a token sum to, after drops, on normal tokens; Soft
+# MoE's sum to 1, and those that are normalised.
+MODELS = {
+  'ViT': ('vit', {}),
+  'Soft MoE': ('soft', {}),
+  'Tokens Choice, K=2': ('tokens_k2', {'model.moe.normalize': True}),
+  'Experts Choice': ('experts', {'upcycle.scale': 4.0}),
+  'XMoE': ('xmoe', {'upcycle.scale': 6.0}),
+}
+
+
+def get_suite() -> suite.Suite:
+  """Returns 75 runs."""
+  return suite.Suite(
+    title='Sparse upcycling on glyphs, width 32',
+    baseline='ViT',
+    metric='test/accuracy',
+    splits=('val', 'test', 'faces'),
+    runs=tuple(
+      run
+      for seed in range(3)
+      for model in MODELS
+      for percent in PERCENTS
+      for run in _runs(model, percent, seed)
+    ),
+  )
+
+
+def _runs(model: str, percent: int, seed: int) -> list[suite.Run]:
+  argument, changes = MODELS[model]
+  dense = {'init': f'runs/main/vit-width32-seed{seed}'}
+  if argument != 'vit':
+    dense |= {'upcycle.enabled': True}
+  scratch = {k: v for k, v in changes.items() if not k.startswith('upcycle')}
+  starts = {'dense': dense | changes} | (
+    {'scratch': scratch} if percent else {}
+  )
+  length = _length(percent, DENSE_STEPS if argument == 'vit' else 1)
+  common = suite.ONE_CHECKPOINT | length
+  return [
+    suite.Run(
+      model,
+      f'glyphs:{argument}',
+      seed,
+      {'from': name, 'percent': percent},
+      common | start,
+    )
+    for name, start in starts.items()
+  ]
+
+
+def _length(percent: int, factor: float) -> dict[str, float]:
+  if not percent:
+    return {
+      'steps': 1,
+      'optimizer.learning_rate': 0.0,
+      'optimizer.schedule.warmup': 0,
+    }
+  steps = round(STEPS * percent / 100 * factor)
+  return {'steps': steps, 'optimizer.schedule.warmup': steps // 10}

@@ -1,0 +1,1 @@
+"""How fast layers are on the machine at hand, and how far from its limits."""

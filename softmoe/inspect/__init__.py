@@ -1,0 +1,1 @@
+"""What the routers of a run do: a page to look at, and its numbers."""

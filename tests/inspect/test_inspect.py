@@ -1,0 +1,133 @@
+"""The command: every router, pictures and text, numbers, bad input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from softmoe import experiment as experiment_lib
+from softmoe.errors import UserError
+from softmoe.inspect import __main__ as command
+from softmoe.models import mixtures
+from softmoe.runs import load
+from tests import untrained
+from tests.inspect import runs
+
+FIELDS = {
+  'mixture_of_tokens': dict(group_size=2),
+  'tokens_choice': dict(k=2, capacity_factor=0.7),
+  'experts_choice': dict(capacity_factor=1.5),
+  'threshold': dict(threshold=0.5),
+  'expert_threshold': dict(k=2),
+  'relu': dict(k=2),
+  'segment_soft': dict(segment=2),
+}
+
+
+def inspect(workdir, *flags):
+  command.main([str(workdir), *flags])
+  page = (workdir / 'inspect.html').read_text()
+  return page, json.loads((workdir / 'inspect.json').read_text())
+
+
+def test_numbers_are_those_of_the_evaluation_scanned_or_not(tiny, tmp_path):
+  """Also on eight devices, whatever the mesh of the training."""
+  run = runs.images(
+    tiny,
+    tmp_path,
+    model__scan=True,
+    model__remat=True,
+    data__eval_split='test[:40]',
+    **runs.CAPACITY,
+  )
+  page, found = inspect(run)
+  expected = experiment_lib.Experiment.evaluate(
+    *load.restore(run, mesh='data:8')[::2], 'test[:40]'
+  )
+  assert found['examples'] == 40
+  whole = found['dropping'][0]
+  assert whole['loss'] == pytest.approx(expected['loss'], rel=1e-3)
+  assert whole['accuracy'] == pytest.approx(expected['accuracy'], rel=1e-3)
+  layers = found['layers']
+  assert [k['name'] for k in layers] == ['blocks 0', 'blocks 1']
+  granted = np.mean([k['experts_a_token'] for k in layers])
+  assert granted == pytest.approx(expected['moe/granted'], rel=1e-3)
+  assert all(0 < max(k['dropped']) <= 1 for k in layers)
+  take = np.array(found['samples'][0]['take']['blocks 0'])
+  assert take.shape == (4, 8) and (take > 0).any()
+  assert page.count('<figure>') == 8 + 2 + 2 + 2 + 2 + 2
+
+
+def test_text_has_the_expert_of_each_token(tmp_path):
+  run = runs.text(
+    tmp_path, router='threshold', threshold=0.6, blocks=(1,), num_experts=4
+  )
+  page, found = inspect(run, '--split=train[:20]')
+  sample = found['samples'][0]
+  experts = sample['experts']['blocks 1']
+  assert len(sample['tokens']) == len(experts) == 16
+  assert 'bits_per_byte' in found['dropping'][-1]
+  assert len(found['layers'][0]['by_position']) == 16
+  coloured = [f'--h:{90 * e}' for e in experts if e >= 0]
+  assert coloured and all(hue in page for hue in coloured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('router', sorted(mixtures.ROUTERS))
+def test_every_router(tiny, tmp_path, router):
+  fields = {f'model__moe__{k}': v for k, v in FIELDS.get(router, {}).items()}
+  if router == 'hash':  # it looks at the tokens of a text
+    options = (('vocab_size', 257),)
+    moe = dict(router='hash', router_options=options, num_experts=4)
+    run = runs.text(tmp_path, blocks=(1,), **moe)
+  else:
+    run = runs.images(tiny, tmp_path, model__moe__router=router, **fields)
+  _, found = inspect(run)
+  for layer in found['layers']:
+    assert 0 <= layer['experts_a_token'] <= layer['experts'] * 1.0001
+    assert layer['cumulative'][-1] == pytest.approx(1, abs=1e-3)
+    assert len(layer['load']) == layer['experts']
+
+
+@pytest.fixture(scope='module')
+def dense(tiny, tmp_path_factory):
+  config = tiny('vit', mesh='data:8')
+  return untrained.run(config, tmp_path_factory.mktemp('dense'))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    ([], 'WORKDIR: .* a run with MoE layers'),
+    (['--step=7'], '--step: got'),
+    (['--step=x'], '--step: got'),
+    (['--out=FILE'], '--out: got'),
+    (['--what'], 'arguments: got'),
+  ],
+)
+def test_bad_input(dense, tmp_path, flags, words):
+  (tmp_path / 'file').touch()
+  flags = [f.replace('FILE', str(tmp_path / 'file')) for f in flags]
+  with pytest.raises(UserError, match=words):
+    command.main([str(dense), *flags])
+  assert not list(dense.glob('inspect.*'))
+
+
+def test_a_wrong_split_is_named(tiny, tmp_path):
+  run = runs.images(tiny, tmp_path)
+  with pytest.raises(UserError, match='--split: got'):
+    command.main([str(run), '--split=nowhere'])
+
+
+@pytest.mark.slow
+def test_no_run_is_one_line_and_exit_code_2(tmp_path, environment):
+  done = subprocess.run(
+    [sys.executable, '-m', 'softmoe.inspect', str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env=environment,
+  )
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1 and 'WORKDIR: got' in done.stderr
