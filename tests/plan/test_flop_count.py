@@ -13,8 +13,9 @@ W = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 2 * 4 * 8 * 8
 
 
-def count(function, *arguments):
-  return flop_count.count(jax.jit(function).trace(*arguments).jaxpr)
+def count(function, *arguments, **options):
+  jaxpr = jax.jit(function).trace(*arguments).jaxpr
+  return flop_count.count(jaxpr, **options)
 
 
 def test_products_of_a_gradient():
@@ -58,13 +59,24 @@ def test_a_loop_that_the_data_end_is_a_lower_bound():
 
 
 def test_rounds_that_an_even_load_does_not_need_are_free():
+  room = rounds.room(1.25, even=8, most=30)  # 10, and up to 4 x 5
+
   def function(x, w):
-    more = lambda i, w, x: x @ w
-    return rounds.add(more, x @ w, jnp.int32(jnp.sum(x)), w, x)
+    each = lambda start, num_rows, arguments: x @ arguments
+    return rounds.total(each, room, jnp.int32(x[0, 0]), w)
 
   assert count(function, X, W) == (PRODUCT, True)
-  loss = lambda w, x: jnp.sum(function(x, w) ** 2)
-  assert count(jax.grad(loss), W, X) == (2 * PRODUCT, True)
+  assert count(function, X, W, worst=True) == (5 * PRODUCT, True)
+  grad = jax.grad(lambda w, x: jnp.sum(function(x, w) ** 2))
+  assert count(grad, W, X) == (2 * PRODUCT, True)
+  # Of w alone; a round's own forward product is not read.
+  assert count(grad, W, X, worst=True) == (2 * 5 * PRODUCT, True)
+
+
+def test_a_ragged_product_multiplies_each_row_once():
+  x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((6, 4), (3, 4, 5)))
+  sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
+  assert count(jax.lax.ragged_dot, x, w, sizes) == (2 * 6 * 4 * 5, True)
 
 
 def test_a_shard_map_counts_all_devices(mesh):

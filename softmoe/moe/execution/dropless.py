@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from softmoe.errors import UserError
-from softmoe.moe.execution import chunks, rounds
+from softmoe.moe.execution import chunks, floats, rounds
 
 
 def apply(
@@ -57,7 +57,7 @@ def apply(
   """
   _check_chunk(chunk)
   fn = expert_fn if gated else _gate_output(expert_fn)
-  weights, others, join = _split(params)
+  weights, others, join = floats.split(params)
 
   def run(weights, others, x, gates):
     return fn(join(weights, others), x, gates)
@@ -82,12 +82,9 @@ def apply_grouped(
   x: Float[Array, 'm d'],
   gates: Float[Array, 'm e'],
   wanted: Bool[Array, 'm e'],
-  num_rows: int,
-  max_pairs: int | None = None,
+  room: rounds.Room,
 ) -> Float[Array, 'm d_out']:
-  """Returns what `apply` does, in rounds of a buffer of `num_rows` rows.
-
-  The backward pass recomputes the rounds after the first.
+  """Returns what `apply` does, in rounds of a buffer.
 
   Args:
     grouped_fn: maps parameters, rows (n, d), sorted by expert, and the number
@@ -97,69 +94,68 @@ def apply_grouped(
     x: tokens.
     gates: read only where wanted.
     wanted: the pairs to compute.
-    num_rows: of the buffer.
-    max_pairs: the most pairs there may be; None: all. Where the buffer holds
-      them there is one round.
-
-  Raises:
-    ValueError: `num_rows` is below 1.
+    room: for pairs.
   """
-  if num_rows < 1:
-    raise UserError('num_rows', num_rows, 'at least 1')
-  most = min(max_pairs or wanted.size, wanted.size)
-  num_rows, pairs = min(num_rows, most), _pairs(wanted)
-  weights, others, join = _split(params)
 
-  def run(i, floats, others):
-    weights, x, gates = floats
-    others, pairs = others
-    experts = functools.partial(grouped_fn, join(weights, others))
-    return _round(experts, x, gates, pairs, i * num_rows, num_rows)
+  def run(start, num_rows, arguments):
+    params, *arrays = arguments
+    experts = functools.partial(grouped_fn, params)
+    return sum_pairs(experts, *arrays, start, num_rows)
 
-  floats = weights, x, gates.astype(jnp.float32)
-  first = jnp.zeros_like(pairs.count[0])
-  y = run(first, floats, (others, pairs))
-  if num_rows < most:
-    stop = -(-jnp.sum(pairs.count) // num_rows)
-    y = rounds.add(run, y, stop, floats, (others, pairs))
+  pairs = sort(wanted)
+  arguments = params, x, gates.astype(jnp.float32), pairs
+  y = rounds.total(run, room, jnp.sum(pairs.count), arguments)
   return y.astype(x.dtype)
 
 
-def _round(
+def sum_pairs(
   grouped_fn: Callable[[Array, Array], Array],
   x: Float[Array, 'm d'],
   gates: Float[Array, 'm e'],
-  pairs: '_Pairs',
+  pairs: 'Pairs',
   start: Int[Array, ''],
   num_rows: int,
 ) -> Float[Array, 'm d_out']:
-  """Returns the sum over `num_rows` pairs from `start` on, in float32."""
+  """Returns for each token the sum over some of its pairs, in float32.
+
+  Args:
+    grouped_fn: see `apply_grouped`, less its parameters.
+    x: tokens.
+    gates: in float32.
+    pairs: all of them.
+    start: the first of those that are summed.
+    num_rows: how many there are.
+  """
   row = start + jnp.arange(num_rows, dtype=jnp.int32)
   ends = pairs.start + pairs.count
-  expert = jnp.searchsorted(ends, row, side='right')
-  real = (row < ends[-1])[:, None]
+  real = row < ends[-1]
   token = pairs.token[jnp.minimum(row, len(pairs.token) - 1)]
-  # In float32 from end to end, since gradients are summed where tokens repeat.
-  rows = jnp.where(real, x.astype(jnp.float32)[token], 0).astype(x.dtype)
   sizes = jnp.diff(jnp.clip(ends - start, 0, num_rows), prepend=0)
-  out = grouped_fn(rows, sizes).astype(jnp.float32)
+  out = grouped_fn(_gather(x, token, real), sizes)
+  expert = jnp.searchsorted(ends, row, side='right')
   gate = gates[token, jnp.minimum(expert, gates.shape[1] - 1)]
-  out = jnp.where(real, gate[:, None] * out, 0)
-  return jax.ops.segment_sum(out, token, len(x))
+  return _combine(out, gate, token, real, len(x))
 
 
-def _split(params: Any) -> tuple[list, list, Callable[[list, list], Any]]:
-  """Returns floats, others, and what joins them: only floats have gradients."""
-  leaves, tree = jax.tree.flatten(params)
-  floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-  weights = [a if f else None for a, f in zip(leaves, floats, strict=True)]
-  others = [None if f else a for a, f in zip(leaves, floats, strict=True)]
+@jax.named_scope('dispatch')
+def _gather(
+  x: Float[Array, 'm d'], token: Int[Array, ' n'], real: Bool[Array, ' n']
+) -> Float[Array, 'n d']:
+  # In float32 from end to end, since gradients are summed where tokens repeat.
+  rows = x.astype(jnp.float32)[token]
+  return jnp.where(real[:, None], rows, 0).astype(x.dtype)
 
-  def join(weights, others):
-    both = zip(weights, others, strict=True)
-    return tree.unflatten([b if a is None else a for a, b in both])
 
-  return weights, others, join
+@jax.named_scope('combine')
+def _combine(
+  out: Float[Array, 'n d_out'],
+  gate: Float[Array, ' n'],
+  token: Int[Array, ' n'],
+  real: Bool[Array, ' n'],
+  num_tokens: int,
+) -> Float[Array, 'm d_out']:
+  out = jnp.where(real[:, None], gate[:, None] * out.astype(jnp.float32), 0)
+  return jax.ops.segment_sum(out, token, num_tokens)
 
 
 def _check_chunk(chunk: int):
@@ -171,7 +167,7 @@ def _gate_output(expert_fn: Callable[[Any, Array], Array]) -> Callable:
   return lambda expert, x, gates: gates[:, None] * expert_fn(expert, x)
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
   """All pairs, expert after expert; `token` is unused after the last."""
 
   token: Int[Array, ' n']
@@ -180,7 +176,8 @@ class _Pairs(NamedTuple):
 
 
 @jax.named_scope('dispatch')
-def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
+def sort(wanted: Bool[Array, 'm e']) -> Pairs:
+  """Returns the wanted pairs, sorted by expert."""
   m, e = wanted.shape
   seen = jnp.cumsum(wanted.T, axis=1, dtype=jnp.int32)
   count = seen[:, -1]
@@ -189,7 +186,7 @@ def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
   index = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (e, m))
   token = jnp.zeros_like(seen, shape=(m * e,))
   token = token.at[place].set(index, mode='drop')
-  return _Pairs(token, start, count)
+  return Pairs(token, start, count)
 
 
 @jax.named_scope('combine')
@@ -207,7 +204,7 @@ def _apply(fn, chunk, weights, others, x, gates, wanted):
 
 
 def _forward(fn, chunk, weights, others, x, gates, wanted):
-  pairs = _pairs(wanted)
+  pairs = sort(wanted)
 
   def expert(y, one):
     weights, others, gate, start, count = one

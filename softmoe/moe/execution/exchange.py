@@ -1,25 +1,18 @@
 """Rows of varying number to the devices that own their experts, and back.
 
-Every device has room for so many rows. What exceeds it comes in another round,
-and in as many as the fullest device needs.
-
 Runs inside `jax.shard_map`. Axes: `r` devices of the mesh axis, `n` rows of a
 device, `q` rows that a device has room for, `e` experts of all devices, `d`
 width.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from softmoe import sharding
-from softmoe.moe.execution import rounds
-
-# Of parameters, rows sorted by expert, and the number of rows of each.
-Grouped = Callable[[Any, Array, Array], Array]
 
 
 class Moves(NamedTuple):
@@ -40,65 +33,60 @@ class Moves(NamedTuple):
     return Moves(self.size.T, self.target.T, self.source.T)
 
 
-def at_owners(
-  grouped_fn: Grouped, axis: str, num_rows: int, max_rows: int
-) -> Grouped:
-  """Returns `grouped_fn` run where the experts are.
+def gather_sizes(
+  group_sizes: Int[Array, ' e'], axis: str
+) -> Int[Array, 'r r e_local']:
+  """Returns the rows from each device to each, by expert.
 
   Args:
-    grouped_fn: maps parameters, rows sorted by expert, of the experts of this
-      device, and the number of rows of each, to rows.
+    group_sizes: rows of this device for each expert.
     axis: mesh axis that the experts are split over.
-    num_rows: that a device has room for.
-    max_rows: the most that may come to one: as many as there is room for, or
-      fewer, need one round.
-
-  Returns:
-    A function of parameters, rows (n, d) sorted by expert, of all experts, and
-    the number of rows of each (e,).
   """
-
-  def run(i, floats, sizes):
-    experts, rows = floats
-    moves, here = _round(sizes, i * num_rows, num_rows, axis)
-    inbox = ragged_all_to_all(rows, moves, num_rows, axis)
-    order = _by_expert(here, num_rows)
-    y = grouped_fn(experts, inbox[order], jnp.sum(here, axis=0))
-    y = y[jnp.argsort(order)]
-    return ragged_all_to_all(y, moves.back(), len(rows), axis)
-
-  def apply(
-    experts: Any, rows: Float[Array, 'n d'], group_sizes: Int[Array, ' e']
-  ) -> Float[Array, 'n d_out']:
-    devices = jax.lax.axis_size(axis)
-    sizes = jax.lax.all_gather(group_sizes.reshape(devices, -1), axis)
-    y = run(jnp.zeros_like(sizes[0, 0, 0]), (experts, rows), sizes)
-    if num_rows >= max_rows:
-      return y
-    fullest = jnp.max(jnp.sum(sizes, axis=(0, 2)))
-    stop = -(-fullest // num_rows)
-    return rounds.add(run, y, stop, (experts, rows), sizes)
-
-  return apply
+  to = group_sizes.reshape(jax.lax.axis_size(axis), -1)
+  return jax.lax.all_gather(to, axis)
 
 
-def _round(
+def fullest(sizes: Int[Array, 'r r e_local']) -> Int[Array, '']:
+  """Returns the rows that come to the device that gets most."""
+  return jnp.max(jnp.sum(sizes, axis=(0, 2)))
+
+
+def at_owners(
+  grouped_fn: Callable[[Array, Array], Array],
+  rows: Float[Array, 'n d'],
+  sizes: Int[Array, 'r r e_local'],
+  start: Int[Array, ''],
+  num_rows: int,
+  axis: str,
+) -> Float[Array, 'n d_out']:
+  """Returns what experts make of rows, where they are; 0 of those left out.
+
+  What comes to a device stands in a queue, by device, then expert.
+
+  Args:
+    grouped_fn: maps rows sorted by expert, of the experts of this device, and
+      the number of rows of each, to rows.
+    rows: sorted by expert, of all experts.
+    sizes: how many these are on all devices; see `gather_sizes`.
+    start: the first row of each queue that is worked on.
+    num_rows: how many of each queue are; a device has room for them.
+    axis: mesh axis that the experts are split over.
+  """
+  moves, here = _take(sizes, start, num_rows, axis)
+  inbox = ragged_all_to_all(rows, moves, num_rows, axis)
+  order = _by_expert(here, num_rows)
+  y = grouped_fn(inbox[order], jnp.sum(here, axis=0))
+  y = y[jnp.argsort(order)]
+  return ragged_all_to_all(y, moves.back(), len(rows), axis)
+
+
+def _take(
   sizes: Int[Array, 'r r e_local'],
   start: Int[Array, ''],
   num_rows: int,
   axis: str,
 ) -> tuple[Moves, Int[Array, 'r e_local']]:
-  """Returns what moves in a round, and the rows that come here, by expert.
-
-  What comes to a device stands in a queue, by device, then expert. A round
-  takes the next `num_rows` of every queue.
-
-  Args:
-    sizes: rows from each device to each, by expert.
-    start: the first row of each queue.
-    num_rows: that a device has room for.
-    axis: mesh axis.
-  """
+  """Returns what moves, and the rows that come here, by device and expert."""
   queues = jnp.swapaxes(sizes, 0, 1)  # to, from, expert
   ends = jnp.cumsum(queues.reshape(len(queues), -1), axis=1)
   ends = ends.reshape(queues.shape)

@@ -6,27 +6,37 @@ Axes: `g` groups, `m` tokens of a group, `n` tokens of all groups, `d` width,
 
 import functools
 import math
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from softmoe import sharding
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import routing
-from softmoe.moe.execution import dropless, exchange
-
-# A round has room for so many times the rows of an even load.
-ROOM = 1.25
-# Experts of a token, of a router that has neither bound nor expectation.
-EXPECTED = 2.0
+from softmoe.moe.execution import dropless, exchange, rounds
 
 Mine = Callable[..., Array]
-# Of the experts' module, tokens, gates and who wants whom.
-Apply = Callable[[Any, Array, Array, Array], Array]
-Ran = tuple[Float[Array, 'n d_out'], Float[Array, '']]
+# From the experts' module, tokens, gates and who wants whom to outputs, and to
+# the rounds of the buffer; None: there is none.
+Apply = Callable[[Any, Array, Array, Array], tuple[Array, Array | None]]
+
+
+class Ran(NamedTuple):
+  """What experts gave back.
+
+  Attributes:
+    y: of each token, combined.
+    executed: rows that experts saw.
+    rounds: of the buffer of this device; None: there is none.
+  """
+
+  y: Float[Array, '*n d_out']
+  executed: Float[Array, '']
+  rounds: Int[Array, ''] | None
 
 
 def run(
@@ -35,9 +45,10 @@ def run(
   experts: experts_lib.Experts,
   axis: str | None,
   implementation: str,
+  buffer_factor: float,
   mine: Mine,
-) -> tuple[Float[Array, 'g m d_out'], Float[Array, '']]:
-  """Returns outputs combined for each token, and how many rows experts see.
+) -> Ran:
+  """Returns outputs combined for each token, and what that took.
 
   Args:
     routed: who wants whom.
@@ -45,6 +56,7 @@ def run(
     experts: those of this device.
     axis: mesh axis that tokens and experts are split over; None: neither is.
     implementation: 'fused', 'grouped' or 'auto'.
+    buffer_factor: a round has room for so many times the rows of an even load.
     mine: takes, of an array of all experts along an axis, those that work for
       the tokens here where `axis` is None.
   """
@@ -52,14 +64,16 @@ def run(
     implementation = choose(sharding.platform(), experts)
   arguments = _flat(x), _flat(routed.gates), _flat(routed.wanted())
   if implementation == 'fused':
-    run, count = _fused, dropless.executed
+    ran = collect(
+      _fused, dropless.executed, experts.stacked, *arguments, axis, mine
+    )
+  elif axis and routed.choices is not None:
+    ran = send(routed, buffer_factor, experts.stacked, *arguments, axis)
   else:
-    run, count = functools.partial(_grouped, routed, len(arguments[0])), _count
-  if implementation == 'grouped' and axis and routed.choices is not None:
-    y, executed = send(routed, experts.stacked, *arguments, axis)
-  else:
-    y, executed = collect(run, count, experts.stacked, *arguments, axis, mine)
-  return y.reshape(*x.shape[:2], -1), executed
+    load = _load(routed, len(arguments[0]))
+    apply = functools.partial(_grouped, *load, buffer_factor)
+    ran = collect(apply, _count, experts.stacked, *arguments, axis, mine)
+  return ran._replace(y=ran.y.reshape(*x.shape[:2], -1))
 
 
 def choose(platform: str, experts: experts_lib.Experts) -> str:
@@ -89,18 +103,20 @@ def collect(
   partial sums are added where the tokens live.
   """
   if axis is None:
-    executed = count(wanted)
-    return apply(experts, x, mine(gates, 1), mine(wanted, 1)), executed
+    y, num = apply(experts, x, mine(gates, 1), mine(wanted, 1))
+    return Ran(y, count(wanted), num)
   x = jax.lax.all_gather(x, axis, tiled=True)
   gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
   wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
-  y = apply(experts, x, gates, wanted)
-  return jax.lax.psum_scatter(y, axis, tiled=True), count(wanted)
+  y, num = apply(experts, x, gates, wanted)
+  y = jax.lax.psum_scatter(y, axis, tiled=True)
+  return Ran(y, count(wanted), num)
 
 
 @jax.named_scope('experts')
 def send(
   routed: routing.Assignment,
+  buffer_factor: float,
   experts: Any,
   x: Float[Array, 'n d'],
   gates: Float[Array, 'n e'],
@@ -112,38 +128,49 @@ def send(
   A device has room for its share of all rows, and some.
   """
   num_experts, devices = wanted.shape[1], jax.lax.axis_size(axis)
-  rows = len(x) * _choices(routed)
-  most = devices * len(x) * min(_choices(routed), num_experts // devices)
-  room = min(math.ceil(ROOM * rows), most)
-  grouped = exchange.at_owners(_call, axis, room, most)
-  y = dropless.apply_grouped(grouped, experts, x, gates, wanted, rows, rows)
-  return y, _count(wanted)
+  choices = int(routed.mean_choices())
+  rows = len(x) * choices
+  most = devices * len(x) * min(choices, num_experts // devices)
+  room = rounds.room(buffer_factor, rows, most)
 
+  def run(start, num_rows, arguments):
+    experts, sizes, *arrays = arguments
+    at = lambda rows, _: exchange.at_owners(
+      experts.grouped, rows, sizes, start, num_rows, axis
+    )
+    return dropless.sum_pairs(at, *arrays, jnp.zeros_like(start), rows)
 
-def _call(experts, rows, group_sizes):
-  return experts.grouped(rows, group_sizes)
+  pairs = dropless.sort(wanted)
+  sizes = exchange.gather_sizes(pairs.count, axis)
+  arguments = experts, sizes, x, gates.astype(jnp.float32), pairs
+  fullest = exchange.fullest(sizes)
+  y = rounds.total(run, room, fullest, arguments).astype(x.dtype)
+  return Ran(y, _count(wanted), room.needed(fullest))
 
 
 def _fused(experts, x, gates, wanted):
   gated = hasattr(experts, 'gated')
   plain = lambda expert, x: expert(x)
   fn = (lambda expert, *rows: expert.gated(*rows)) if gated else plain
-  return dropless.apply(fn, experts, x, gates, wanted, gated=gated)
+  y = dropless.apply(fn, experts, x, gates, wanted, gated=gated)
+  return y, None
 
 
-def _grouped(routed, num_tokens, experts, x, gates, wanted):
-  """Runs all experts at once; `num_tokens` are of this device alone."""
-  if routed.choices is not None:
-    rows = most = num_tokens * _choices(routed)
-  else:
-    expected = EXPECTED if routed.expected is None else routed.expected
-    rows, most = math.ceil(ROOM * expected * num_tokens), None
-  return dropless.apply_grouped(_call, experts, x, gates, wanted, rows, most)
+def _grouped(even, most, buffer_factor, experts, x, gates, wanted):
+  """Runs all experts at once, with room for so many times an even load."""
+  room = rounds.room(buffer_factor, even, min(most, wanted.size))
+  call = lambda experts, *rows: experts.grouped(*rows)
+  y = dropless.apply_grouped(call, experts, x, gates, wanted, room)
+  return y, room.needed(jnp.sum(wanted, dtype=jnp.int32))
 
 
-def _choices(routed: routing.Assignment) -> int:
-  num_experts = routed.gates.shape[-1]
-  return min(routed.choices or num_experts, num_experts)
+def _load(routed: routing.Assignment, num_tokens: int) -> tuple[int, int]:
+  """Returns the pairs that an even load has, and the most that there may be.
+
+  Over a mesh as many rows come from all devices, evenly, as one sends.
+  """
+  even = math.ceil(routed.mean_choices() * num_tokens)
+  return even, even if routed.choices is not None else sys.maxsize
 
 
 def _count(wanted: Bool[Array, 'n e']) -> Float[Array, '']:

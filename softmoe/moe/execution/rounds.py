@@ -1,67 +1,128 @@
 """A sum of rounds, as many as the data need, in the memory of one.
 
-The backward pass runs each round again, since it cannot know beforehand how
-many there are to remember.
+The backward pass runs each round after the first again, since it cannot know
+beforehand how many there are to remember. They are half as large, so that what
+comes with a loop needs no more memory than the first.
 """
 
 import functools
+import math
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# What the loop over the rounds after the first is called in a program: at an
-# even load it does not turn.
-SCOPE = 'more_rounds'
+from softmoe.moe.execution import floats as floats_lib
+
+# What the loop over the rounds after the first is called in a program.
+_SCOPE = 'rounds_{}_to_{}'
+_LOOP = re.compile(r'\brounds_(\d+)_to_(\d+)\b\)*(/while)?$')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def add(
-  fn: Callable[..., Array],
-  y: Float[Array, '*s'],
-  stop: Int[Array, ''],
+class Room(NamedTuple):
+  """How many rows there is room for.
+
+  Attributes:
+    first: in the first round.
+    even: rows of an even load.
+    most: the most rows that there may be.
+  """
+
+  first: int
+  even: int
+  most: int
+
+  @property
+  def more(self) -> int:
+    """Returns the rows of a round after the first."""
+    return -(-self.first // 2)
+
+  def needed(self, rows: Int[Array, '']) -> Int[Array, '']:
+    """Returns the rounds that so many rows take, at least one."""
+    return 1 + jnp.maximum(-((self.first - rows) // self.more), 0)
+
+  def name(self) -> str:
+    """Returns what a loop is called, the rounds of an even load first."""
+    further = lambda rows: max(-((self.first - rows) // self.more), 0)
+    return _SCOPE.format(1 + further(self.even), 1 + further(self.most))
+
+
+def room(factor: float, even: int, most: int) -> Room:
+  """Returns room for `factor` times an even load, or for all that may come."""
+  return Room(min(math.ceil(factor * even), most), even, most)
+
+
+def counts(name: str) -> tuple[int, int] | None:
+  """Returns the rounds of an even load, and the most; None: it is no such loop.
+
+  Args:
+    name: of a loop in a program, traced or compiled.
+  """
+  found = _LOOP.search(name)
+  return (int(found[1]), int(found[2])) if found else None
+
+
+def total(
+  fn: Callable[[Array, int, Any], Array],
+  room: Room,
+  rows: Int[Array, ''],
   arguments: Any,
-  others: Any,
 ) -> Float[Array, '*s']:
-  """Returns y + fn(1, arguments, others) + ... + fn(stop - 1, ...).
+  """Returns the sum of what `fn` returns for the rounds that rows take.
 
   Inside `jax.shard_map` all arrays must vary over the same axes.
 
   Args:
-    fn: returns the summand of a round, of y's shape and type.
-    y: that of round 0.
-    stop: one past the last round.
-    arguments: pytree of float arrays.
-    others: pytree of arrays without a gradient.
+    fn: maps the first row of a round, the number of its rows and the arguments
+      to a summand. What it reads comes with the arguments.
+    room: for rows in a round.
+    rows: how many there are.
+    arguments: pytree of arrays.
   """
-  more = lambda i, y: y + fn(i, arguments, others)
-  return _each(stop, more, y)
+  y = fn(jnp.zeros_like(rows), room.first, arguments)
+  if room.first >= room.most:
+    return y
+  floats, others, join = floats_lib.split(arguments)
+  more = lambda start, floats, others: fn(
+    start, room.more, join(floats, others)
+  )
+  return _add(more, room, y, rows, floats, others)
 
 
-def _each(stop: Int[Array, ''], more: Callable[..., Any], state: Any) -> Any:
-  step = lambda carry: (carry[0] + 1, more(*carry))
-  first = jnp.ones_like(stop), state
-  with jax.named_scope(SCOPE):
-    return jax.lax.while_loop(lambda carry: carry[0] < stop, step, first)[1]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _add(fn, room, y, rows, floats, others):
+  """Adds the rounds after the first to y."""
+  more = lambda start, y: y + fn(start, floats, others)
+  return _each(room, rows, more, y)
 
 
-def _forward(fn, y, stop, arguments, others):
-  return add(fn, y, stop, arguments, others), (stop, arguments, others)
+def _each(
+  room: Room, rows: Int[Array, ''], more: Callable[..., Any], state: Any
+) -> Any:
+  step = lambda carry: (carry[0] + room.more, more(*carry))
+  first = jnp.full_like(rows, room.first), state
+  with jax.named_scope(room.name()):
+    return jax.lax.while_loop(lambda carry: carry[0] < rows, step, first)[1]
 
 
-def _backward(fn, residuals, dy):
-  stop, arguments, others = residuals
+def _forward(fn, room, y, rows, floats, others):
+  return _add(fn, room, y, rows, floats, others), (rows, floats, others)
 
-  def more(i, gradients):
-    pull = jax.vjp(lambda a: fn(i, a, others), arguments)[1]
+
+def _backward(fn, room, residuals, dy):
+  rows, floats, others = residuals
+
+  def more(start, gradients):
+    pull = jax.vjp(lambda f: fn(start, f, others), floats)[1]
     return jax.tree.map(lambda a, b: a + b, gradients, pull(dy)[0])
 
   zeros = lambda a: jnp.zeros_like(a, dtype=jnp.float32)
-  gradients = _each(stop, more, jax.tree.map(zeros, arguments))
+  gradients = _each(room, rows, more, jax.tree.map(zeros, floats))
   cast = lambda g, a: g.astype(a.dtype)
-  return dy, None, jax.tree.map(cast, gradients, arguments), None
+  return dy, None, jax.tree.map(cast, gradients, floats), None
 
 
-add.defvjp(_forward, _backward)
+_add.defvjp(_forward, _backward)

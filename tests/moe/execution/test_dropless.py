@@ -10,6 +10,7 @@ from jax import numpy as jnp
 
 from softmoe.moe import mlp
 from softmoe.moe.execution import dropless, grouped_matmul
+from softmoe.moe.execution import rounds as rounds_lib
 
 P = jax.P
 D = 6
@@ -87,14 +88,15 @@ def both(apply):
   return run
 
 
+def room_for(rows, most):
+  return rounds_lib.Room(min(rows, most), rows, most)
+
+
 def forms(chunk):
   loop = functools.partial(dropless.apply, chunk=chunk)
-  buffer = lambda p, x, gates, wanted: dropless.apply_grouped(
-    grouped_expert, p, x, gates, wanted, wanted.size
-  )
-  rounds = lambda p, x, gates, wanted: dropless.apply_grouped(
-    grouped_expert, p, x, gates, wanted, chunk
-  )
+  grouped = functools.partial(dropless.apply_grouped, grouped_expert)
+  buffer = lambda *args: grouped(*args, room_for(args[-1].size, args[-1].size))
+  rounds = lambda *args: grouped(*args, room_for(chunk, args[-1].size))
   return {
     'loop': both(functools.partial(loop, expert)),
     'gated': both(functools.partial(loop, gated_expert, gated=True)),
@@ -153,8 +155,8 @@ def test_scan_over_layers_and_remat(form):
   def one(p, x, gates, wanted):
     if form == 'loop':
       return dropless.apply(expert, p, x, gates, wanted, chunk=8)
-    rows = 37 * 5 if form == 'buffer' else 16
-    return dropless.apply_grouped(grouped_expert, p, x, gates, wanted, rows)
+    room = room_for(37 * 5 if form == 'buffer' else 16, 37 * 5)
+    return dropless.apply_grouped(grouped_expert, p, x, gates, wanted, room)
 
   def dense(p, x, gates, wanted):
     every = jax.vmap(expert, (0, None))(p, x)
@@ -199,9 +201,9 @@ def test_sums_of_bfloat16_are_in_float32(form):
   if form == 'loop':
     apply = functools.partial(dropless.apply, lambda p, x: p[None, None] * x)
   else:
-    rows = 300 * 300 if form == 'buffer' else 300 * 77
+    room = room_for(300 * (300 if form == 'buffer' else 77), 300 * 300)
     apply = lambda p, x, gates, wanted: dropless.apply_grouped(
-      lambda p, rows, sizes: rows, p, x, gates, wanted, rows
+      lambda p, rows, sizes: rows, p, x, gates, wanted, room
     )
   y, dparams, dx, _ = both(apply)(
     ones(300), ones(300, 1), gates, wanted, ones(300, 1)
@@ -303,15 +305,15 @@ def test_no_array_of_all_pairs_times_width():
 def test_a_buffer_that_holds_all_pairs_needs_no_loop():
   params, x, gates, wanted, _ = jax.tree.map(jnp.asarray, draw(0, 9, 4))
 
-  def text(num_rows, max_pairs):
+  def text(*sizes):
     apply = lambda wanted: dropless.apply_grouped(
-      lambda p, rows, sizes: rows, params, x, gates, wanted, num_rows, max_pairs
+      lambda p, rows, sizes: rows, params, x, gates, wanted, room_for(*sizes)
     )
     return str(jax.make_jaxpr(apply)(wanted))
 
   assert 'while' not in text(18, 18)
-  assert 'while' not in text(99, None)
-  assert 'while' in text(18, None)
+  assert 'while' not in text(99, 36)
+  assert 'while' in text(18, 36)
 
 
 @pytest.mark.parametrize('chunk', [0, -4, 6])
@@ -321,9 +323,3 @@ def test_wrong_chunk(chunk):
     dropless.apply(expert, params, x, gates, wanted, chunk=chunk)
   with pytest.raises(ValueError, match='chunk'):
     dropless.executed(wanted, chunk=chunk)
-
-
-def test_wrong_num_rows():
-  params, x, gates, wanted, _ = jax.tree.map(jnp.asarray, draw(0, 9, 4))
-  with pytest.raises(ValueError, match='num_rows: got 0; at least 1'):
-    dropless.apply_grouped(grouped_expert, params, x, gates, wanted, 0)

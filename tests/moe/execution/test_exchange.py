@@ -8,7 +8,7 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import sharding
-from softmoe.moe.execution import exchange
+from softmoe.moe.execution import exchange, rounds
 
 P = jax.P
 MESHES = [(1, 2), (1, 4), (2, 2)]
@@ -167,8 +167,16 @@ def at_owners(sizes, num_rows):
   def local(w, rows, counts):
     w = jax.lax.pcast(w, 'data', to='varying')
     most = sizes[1] * ROWS
-    apply = exchange.at_owners(multiply, 'expert', num_rows or most, most)
-    return apply(w, rows, counts)
+    moved = exchange.gather_sizes(counts, 'expert')
+
+    def run(start, num_rows, arguments):
+      w, rows, moved = arguments
+      fn = functools.partial(multiply, w)
+      return exchange.at_owners(fn, rows, moved, start, num_rows, 'expert')
+
+    room = rounds.Room(num_rows or most, ROWS, most)
+    fullest = exchange.fullest(moved)
+    return rounds.total(run, room, fullest, (w, rows, moved))
 
   return with_gradients(
     jax.shard_map(local, in_specs=(P('expert'), SPLIT, SPLIT), out_specs=SPLIT)
@@ -227,9 +235,13 @@ def test_experts_work_where_they_are(mesh, sizes, kind, num_rows):
 
 def whole(f):
   """Returns f on rows of the experts of the mesh's four devices."""
-  most = 4 * ROWS
-  at = exchange.at_owners(lambda _, rows, sizes: f(rows), 'expert', most, most)
-  return lambda rows, sizes: at((), rows, sizes)
+
+  def apply(rows, sizes):
+    moved = exchange.gather_sizes(sizes, 'expert')
+    first, fn = jnp.zeros_like(moved[0, 0, 0]), lambda rows, _: f(rows)
+    return exchange.at_owners(fn, rows, moved, first, 4 * ROWS, 'expert')
+
+  return apply
 
 
 def test_there_and_back_is_the_identity(mesh):
