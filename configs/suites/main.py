@@ -9,7 +9,7 @@ MODELS = {
   'Experts Choice': 'glyphs:experts',
   'Soft MoE': 'glyphs:soft',
 }
-WIDTHS = (32, 64)
+WIDTHS = (16, 32, 64)
 # On characters that are in no other split.
 FEWSHOT = {
   'softmoe.tables.fewshot:evaluate': {
@@ -21,7 +21,7 @@ FEWSHOT = {
 
 
 def get_suite() -> suite.Suite:
-  """Returns 50 runs."""
+  """Returns 75 runs."""
   widths = [({'width': width}, {'model.width': width}) for width in WIDTHS]
   return suite.Suite(
     title='Glyphs: 2,965 characters in faces of type',

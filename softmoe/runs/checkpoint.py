@@ -20,31 +20,23 @@ import re
 import secrets
 import shutil
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from softmoe.config import CheckpointConfig
 from softmoe.errors import UserError, WriteFailed
 from softmoe.process import peers
-from softmoe.runs import background, checksums, disk, leaves
+from softmoe.runs import background, checksums, disk, leaves, noise
 
 Tree = Any  # a nested pytree of arrays, or of jax.ShapeDtypeStruct
 
 _METRICS = 'metrics/metrics'  # the file of a checkpoint's evaluation
 _opened = itertools.count()  # the same in all processes: they open alike
 
-
-# Orbax logs each error several times, and raises it; what had not begun by then
-# is told of as never awaited.
-warnings.filterwarnings('ignore', "coroutine 'OrbaxLayout", RuntimeWarning)
-logging.get_absl_logger().addFilter(
-  lambda record: 'orbax' not in record.pathname or record.levelname != 'ERROR'
-)
+noise.quiet()
 
 
 class Checkpoints:
