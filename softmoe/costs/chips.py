@@ -32,6 +32,7 @@ class Chip:
     dims: of the torus; 0: a switch.
     cores: JAX devices a chip.
     clock: cycles/s, for the compiler's estimates; 0: not published.
+    processors: that run programs of a kernel, one each, at a time.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Chip:
   dims: int = 0
   cores: int = 1
   clock: float = 0.0
+  processors: int = 1
 
 
 # The first whose kind fits is taken: 'TPU v5 lite' stands before 'TPU v5'.
@@ -71,10 +73,46 @@ CHIPS = (
     'v6e', 'TPU v6 lite', 918e12, 32 * GIB, 1638e9, 100e9, dims=2, clock=1.75e9
   ),
   Chip('tpu7x', 'TPU7x', 1153.5e12, 96 * GIB, 3690e9, 100e9, dims=3, cores=2),
-  Chip('a100', 'NVIDIA A100', 312e12, 80 * GIB, 2039e9, 300e9, 25e9),
-  Chip('h100', 'NVIDIA H100', 989e12, 84_978_434_048, 3352e9, 450e9, 50e9),
-  Chip('h200', 'NVIDIA H200', 989e12, 141 * 10**9, 4800e9, 450e9, 50e9),
-  Chip('b200', 'NVIDIA B200', 2250e12, 180 * 10**9, 8000e9, 900e9, 50e9),
+  Chip(
+    'a100',
+    'NVIDIA A100',
+    312e12,
+    80 * GIB,
+    2039e9,
+    300e9,
+    25e9,
+    processors=108,
+  ),
+  Chip(
+    'h100',
+    'NVIDIA H100',
+    989e12,
+    84_978_434_048,
+    3352e9,
+    450e9,
+    50e9,
+    processors=132,
+  ),
+  Chip(
+    'h200',
+    'NVIDIA H200',
+    989e12,
+    141 * 10**9,
+    4800e9,
+    450e9,
+    50e9,
+    processors=132,
+  ),
+  Chip(
+    'b200',
+    'NVIDIA B200',
+    2250e12,
+    180 * 10**9,
+    8000e9,
+    900e9,
+    50e9,
+    processors=148,
+  ),
 )
 
 

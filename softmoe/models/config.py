@@ -29,6 +29,11 @@ class MoEConfig:
   group_size: Annotated[int, SIZE] = 1
   # Parts in which slots travel; not for dropless.
   exchange_chunks: Annotated[int, SIZE] = 1
+  # Dropless on GPU and TPU: a device has room for so many times an even load,
+  # and what is more comes in further rounds.
+  buffer_factor: Annotated[float, Range(0.01, 1000)] = 1.25
+  # For timings: 'even' or 'one', the best and the worst that a router can do.
+  forced_routing: str = ''
   slots_per_expert: Annotated[int, SIZE] = 1  # soft routers
   # Soft routers: start of the logits' scale, not 0.
   scale_init: Annotated[float, Range(-1e6, 1e6)] = 1.0

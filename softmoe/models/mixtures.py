@@ -125,6 +125,8 @@ COMMON = frozenset(
     'shared_dim',
     'group_size',
     'exchange_chunks',
+    'buffer_factor',
+    'forced_routing',
   )
 )
 
@@ -140,7 +142,7 @@ def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
   check(moe)
   try:
     router = make_router(config, rngs)
-    _check_chunks(config, router)
+    _check_routing(config, router)
     return layer.MoE(
       router,
       experts.Experts(
@@ -153,6 +155,8 @@ def make_moe(config: config_lib.TransformerConfig, rngs: nnx.Rngs) -> layer.MoE:
       shared=make(moe.shared_dim)(rngs) if moe.shared_dim else None,
       group_size=moe.group_size,
       exchange_chunks=moe.exchange_chunks,
+      buffer_factor=moe.buffer_factor,
+      forced_routing=moe.forced_routing,
     )
   except UserError as e:
     if e.field in dict(moe.router_options):
@@ -256,17 +260,21 @@ def check(moe: config_lib.MoEConfig) -> None:
   _check_options(entry, moe)
 
 
-def _check_chunks(
+def _check_routing(
   config: config_lib.TransformerConfig, router: routing.Router
 ) -> None:
-  """Raises a UserError if there are no slots that could travel in parts."""
-  if config.moe.exchange_chunks == 1:
+  """Raises a UserError for a field that this kind of routing cannot follow."""
+  chunks, forced = config.moe.exchange_chunks, config.moe.forced_routing
+  if chunks == 1 and not forced:
     return
   token = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
   routed = routing.traced(router, token, key=jax.random.key(0))
-  if isinstance(routed, routing.Assignment) and routed.dropless:
+  if isinstance(routed, routing.Slots):
+    if forced:
+      raise UserError('forced_routing', forced, "'', since all slots are dense")
+  elif routed.dropless and chunks != 1:
     expected = '1, since dropless experts have no slots'
-    raise UserError('exchange_chunks', config.moe.exchange_chunks, expected)
+    raise UserError('exchange_chunks', chunks, expected)
 
 
 def _check_options(entry: Entry, moe: config_lib.MoEConfig) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import local, mlp, part, pieces, routing, totals
+from softmoe.moe import forced, local, mlp, part, pieces, routing, totals
 from softmoe.moe.execution import run as execution
 from softmoe.moe.routers import soft
 
@@ -46,6 +46,8 @@ class MoE(nnx.Module):
     group_size: int = 1,
     implementation: str = 'auto',
     exchange_chunks: int = 1,
+    buffer_factor: float = execution.BUFFER_FACTOR,
+    forced_routing: str = '',
     check_vma: bool = True,
   ):
     """Puts a router and experts together.
@@ -64,6 +66,11 @@ class MoE(nnx.Module):
         `execution.pairs.choose` decides.
       exchange_chunks: parts in which slots travel to their experts and back,
         so that one may travel while experts work on another.
+      buffer_factor: of dropless experts on GPU and TPU: a device has room for
+        so many times an even load. What is more comes in further rounds.
+      forced_routing: 'even' or 'one', for timings of the best and the worst
+        case: tokens want all experts equally often, or all the same; '': what
+        the router says.
       check_vma: of `jax.shard_map`; False for experts with kernels that do not
         say over which axes of the mesh their results vary.
 
@@ -87,12 +94,19 @@ class MoE(nnx.Module):
       raise UserError('group_size', group_size, expected)
     if exchange_chunks < 1:
       raise UserError('exchange_chunks', exchange_chunks, 'at least 1')
+    if not buffer_factor > 0:
+      raise UserError('buffer_factor', buffer_factor, 'above 0')
+    if forced_routing not in forced.KINDS:
+      raise UserError(
+        'forced_routing', forced_routing, f'one of {forced.KINDS}'
+      )
     if shared is not None:
       experts_lib.check_stateless('shared', shared)
     self.router: Any = router
     self.experts, self.shared = experts, shared
     self.group_size, self.implementation = group_size, implementation
     self.exchange_chunks, self.check_vma = exchange_chunks, check_vma
+    self.buffer_factor, self.forced_routing = buffer_factor, forced_routing
 
   def __call__(
     self,
@@ -126,7 +140,8 @@ class MoE(nnx.Module):
         the groups that hold a token; so are those of a dense router,
         `dispatch_max` and `combine_max`, the largest weight in a slot and in a
         token, and of a sparse one `used_experts`, the part of the experts that
-        keep a token of the group. The other metrics are per token:
+        keep a token of the group, and `rounds` of the buffer of dropless
+        experts that have one. The other metrics are per token:
         `executed`, the experts that run, and `flops`, what they compute; of a
         sparse router also those `wanted` and `granted`. No padding is in any of
         these, but slots and buffers run whether padding fills them or not:
@@ -150,6 +165,8 @@ class MoE(nnx.Module):
       **self._grouping(tokens),
       implementation=self.implementation,
       exchange_chunks=self.exchange_chunks,
+      buffer_factor=self.buffer_factor,
+      forced_routing=self.forced_routing,
     )
     experts = jax.tree.map(sharding.by_expert, self.experts)
     (y, grown), aux = self._run(apply, tokens, options, experts, self.shared)

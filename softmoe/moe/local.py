@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe.moe import experts as experts_lib
-from softmoe.moe import groups, pieces, routing, totals
+from softmoe.moe import forced, groups, pieces, routing, totals
 from softmoe.moe import part as part_lib
 from softmoe.moe.execution import run as execution
 
@@ -41,6 +41,8 @@ def apply(
   piece: int | None,
   implementation: str,
   exchange_chunks: int,
+  buffer_factor: float,
+  forced_routing: str,
 ) -> tuple[Any, dict[str, dict[str, Array]]]:
   """Returns output and cache here, and losses and metrics of all devices.
 
@@ -57,6 +59,8 @@ def apply(
     piece: tokens of a piece; None: examples stay whole. See `pieces`.
     implementation: of dropless experts.
     exchange_chunks: of what travels.
+    buffer_factor: of dropless experts.
+    forced_routing: '' for the router's own; see `forced`.
 
   Returns:
     The output (b, m, d_out) and the cache, or None without one, of this device;
@@ -70,6 +74,8 @@ def apply(
   routed, aux = _factors(router, options, grouped, cut) or _route(
     router, options, grouped, cut
   )
+  if forced_routing:
+    routed = forced.force(routed, forced_routing, grouped.mask)
   real = grouped.mask if cut is None else cut.by_piece(cut.is_new())
   experts = experts.merged()
   result = execution.run(
@@ -79,6 +85,7 @@ def apply(
     part.experts,
     implementation,
     exchange_chunks,
+    buffer_factor,
     real,
     _group_keys(grouped, len(grouped.x) * size // len(tokens.x)),
     part.whole,

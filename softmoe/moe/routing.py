@@ -29,6 +29,8 @@ from jaxtyping import Array, Bool, Float
 from softmoe.errors import UserError
 
 STATIC = {'static': True}
+# Experts of a token, where a router has neither bound nor expectation.
+EXPECTED = 2.0
 if TYPE_CHECKING:
   Shapes = Array
 else:  # What checks types in tests must let pass what `jax.eval_shape` returns.
@@ -130,6 +132,14 @@ class Assignment:
   def wanted(self) -> Bool[Array, '*b m e']:
     """Tells which tokens want which experts."""
     return self.priority > -jnp.inf
+
+  def mean_choices(self) -> float:
+    """Returns the experts of a token that a buffer is made for."""
+    if self.choices is not None:
+      mean = float(self.choices)
+    else:
+      mean = EXPECTED if self.expected is None else self.expected
+    return min(mean, float(self.priority.shape[-1]))
 
   def rows_per_token(self, num_tokens: int | None = None) -> float:
     """Returns how many experts run for a token; without a bound, all.

@@ -70,13 +70,12 @@ def _collective(computation, instruction, times, num_devices) -> Collective:
   group = first_group(instruction.attributes, num_devices)
   shapes = [computation.instructions[o].shape for o in instruction.operands]
   operands = sum(map(hlo.num_bytes, shapes))
-  name = re.search(r'op_name="([^"]*)"', instruction.attributes)
   return Collective(
     kind,
     times,
     _sent(kind, operands, len(group)),
     group,
-    name.group(1) if name else '',
+    instruction.op_name(),
     instruction.opcode.endswith('-start'),
   )
 

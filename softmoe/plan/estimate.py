@@ -1,5 +1,7 @@
 """What one config needs and takes on one target."""
 
+import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
@@ -15,6 +17,7 @@ from softmoe.plan import (
   compiling,
   flop_count,
   hlo,
+  kernels,
   programs,
   roofline,
   targets,
@@ -94,7 +97,13 @@ def _program(experiment, target, program, cost, cache) -> dict[str, Any]:
     },
   }
   if compiled.text:
-    report |= _schedule(experiment, target, compiled, total / devices, units)
+    parsed = hlo.parse(compiled.text)
+    load = functools.partial(_load, experiment, target, traced.jaxpr, units)
+    report |= load(parsed)
+    report['compiler_traffic'] = compiled.bytes_accessed  # likewise
+    if (most := parsed.most_rounds()) > 1:
+      worst = load(dataclasses.replace(parsed, worst=True))
+      report['worst'] = worst | {'rounds': most}
   return report
 
 
@@ -114,17 +123,28 @@ def _memory(
   }
 
 
-def _schedule(experiment, target, compiled, num_flops, units) -> dict[str, Any]:
-  """Returns collectives, traffic and times of a compiled program."""
-  program = hlo.parse(compiled.text)
+def _load(experiment, target, jaxpr, units, program) -> dict[str, Any]:
+  """Returns collectives, traffic and times of a compiled program.
+
+  Args:
+    experiment: built on the target's devices.
+    target: the devices.
+    jaxpr: the program before it was compiled.
+    units: examples or tokens of a step.
+    program: as it was compiled; it says how dropless experts are loaded.
+  """
   found = collectives.find(program, len(target.devices))
-  num_bytes = traffic.num_bytes(program)
+  moved = traffic.by_part(program)
+  moved['kernels'] = _kernel_bytes(target, jaxpr, program)
+  num_bytes = sum(moved.values())
+  total, _ = flop_count.count(jaxpr, worst=program.worst)
+  num_flops = total / len(target.devices)
   devices = list(experiment.mesh.devices.flat)
   times = roofline.times(target, devices, num_flops, num_bytes, found)
   report = {
     'collectives': collectives.summary(found),
     'traffic': num_bytes,
-    'compiler_traffic': compiled.bytes_accessed,  # the body of a loop once
+    'traffic_by_part': {part: n for part, n in moved.items() if n},
     'loops': any(
       turns > 1 or not sure for _, turns, sure in program.executed()
     ),
@@ -142,6 +162,21 @@ def _schedule(experiment, target, compiled, num_flops, units) -> dict[str, Any]:
     'bound': times.bound,
     f'{experiment.task.unit}s_per_second': units / times.roofline,
   }
+
+
+def _kernel_bytes(target, jaxpr, program) -> int:
+  """Returns the bytes that kernels move, where `traffic` cannot tell."""
+  chip = target.chip
+  if chip is None or chip.dims:
+    return 0
+
+  def price(equation):
+    if equation.primitive.name != 'pallas_call':
+      return None
+    return kernels.num_bytes(equation, chip.processors), True
+
+  total, _ = flop_count.count(jaxpr, price, worst=program.worst)
+  return total // len(target.devices)
 
 
 def _training(experiment, target, step) -> dict[str, Any]:

@@ -1,69 +1,77 @@
 """FLOPs of a traced program, with every loop counted as often as it runs."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax.extend.core
 from jax.interpreters import partial_eval
 
+from softmoe.moe.execution import rounds
+from softmoe.plan import kernels
 
-def count(jaxpr: Any) -> tuple[int, bool]:
-  """Returns the FLOPs of all matrix products, and whether the count is exact.
+# What an equation costs, and whether that is exact; None: what is in it does.
+Price = Callable[[Any], tuple[int, bool] | None]
 
-  A multiply and an add are two. A loop whose number of turns the data decide
-  counts once, and makes the count a lower bound. Of a conditional the dearest
-  branch counts. What nothing reads does not: no compiler keeps it.
+
+def flops(equation: Any) -> tuple[int, bool] | None:
+  """Returns the FLOPs of an equation that multiplies matrices."""
+  name = equation.primitive.name
+  if name == 'dot_general':
+    return kernels.dot_flops(equation), True
+  if name == 'ragged_dot_general':
+    return _ragged_flops(equation), True
+  return kernels.flops(equation) if name == 'pallas_call' else None
+
+
+def count(
+  jaxpr: Any, price: Price = flops, *, worst: bool = False
+) -> tuple[int, bool]:
+  """Returns what all equations cost, and whether the count is exact.
+
+  A loop whose number of turns the data decide counts once, and makes the count
+  a lower bound. Of a conditional the dearest branch counts. What nothing reads
+  does not: no compiler keeps it.
 
   Args:
     jaxpr: what `jax.jit(...).trace(...).jaxpr` gives, of all devices.
+    price: of an equation.
+    worst: dropless experts need as many rounds as there may be; else they are
+      wanted evenly.
   """
-  whole = _jaxpr(jaxpr)
+  whole, total, exact = getattr(jaxpr, 'jaxpr', jaxpr), 0, True
   read, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))
-  return _count(read)
-
-
-def _count(jaxpr: Any) -> tuple[int, bool]:
-  total, exact = 0, True
-  for equation in _jaxpr(jaxpr).eqns:
-    flops, sure = _equation(equation)
-    total, exact = total + flops, exact and sure
+  for equation in read.eqns:
+    cost, sure = price(equation) or _inside(equation, price, worst)
+    total, exact = total + cost, exact and sure
   return total, exact
 
 
-def _equation(equation) -> tuple[int, bool]:
+def _inside(equation: Any, price: Price, worst: bool) -> tuple[int, bool]:
   name, params = equation.primitive.name, equation.params
-  if name == 'dot_general':
-    return _dot(equation), True
-  inner = [_count(jaxpr) for jaxpr in _inner(params)]
+  inner = [count(each, price, worst=worst) for each in kernels.jaxprs(params)]
+  costs, sure = [cost for cost, _ in inner], all(sure for _, sure in inner)
   if name == 'cond':
-    return max(f for f, _ in inner), all(sure for _, sure in inner)
-  flops, sure = sum(f for f, _ in inner), all(sure for _, sure in inner)
-  if name == 'scan':
-    return params['length'] * flops, sure
+    return max(costs), sure
   if name == 'while':
-    return flops, flops == 0
+    return _loop(equation, sum(costs), sure, worst)
+  if name == 'scan':
+    return params['length'] * sum(costs), sure
   if name == 'shard_map':  # its body is what one device does
-    return params['mesh'].size * flops, sure
-  return flops, sure
+    return params['mesh'].size * sum(costs), sure
+  return sum(costs), sure
 
 
-def _dot(equation) -> int:
-  (contracted, _), _ = equation.params['dimension_numbers']
-  left = equation.invars[0].aval.shape
-  out = math.prod(equation.outvars[0].aval.shape)
-  return 2 * out * math.prod(left[i] for i in contracted)
+def _loop(
+  equation: Any, cost: int, sure: bool, worst: bool
+) -> tuple[int, bool]:
+  """Returns the cost of a `while`, given that of a turn."""
+  found = rounds.counts(str(equation.source_info.name_stack))
+  if found is None:
+    return cost, cost == 0
+  return (found[worst] - 1) * cost, sure
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
-  for value in params.values():
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    yield from (v for v in values if _is_jaxpr(v))
-
-
-def _is_jaxpr(value: Any) -> bool:
-  return isinstance(value, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))
-
-
-def _jaxpr(value: Any) -> Any:
-  return getattr(value, 'jaxpr', value)
+def _ragged_flops(equation: Any) -> int:
+  """Returns the FLOPs of every row times one matrix, that of its group."""
+  rows, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+  return 2 * math.prod(rows) * result[-1]

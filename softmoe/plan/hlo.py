@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from softmoe.moe.execution import rounds
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$')
 _INSTRUCTION = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
@@ -18,6 +20,7 @@ _CALLED = re.compile(
   r'branch_computations|called_computations)='
   r'(\{[^}]*\}|%?[\w.\-]+)'
 )
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -50,6 +53,15 @@ class Instruction:
     match = re.search(rf'\b{name}=%?([\w.\-]+)', self.attributes)
     return match.group(1) if match else ''
 
+  def op_name(self) -> str:
+    """Returns where it comes from, as JAX says; '' if that is not known."""
+    match = _OP_NAME.search(self.attributes)
+    return match.group(1) if match else ''
+
+  def rounds(self) -> tuple[int, int] | None:
+    """Returns the rounds of a loop over them, see `rounds.counts`, or None."""
+    return rounds.counts(self.op_name()) if self.opcode == 'while' else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
@@ -62,19 +74,38 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """All computations, and which of them is the first."""
+  """All computations, and which of them is the first.
+
+  Attributes:
+    computations: by name.
+    entry: the name of the first.
+    worst: whether dropless experts need as many rounds as there may be; else
+      their load is even.
+  """
 
   computations: dict[str, Computation]
   entry: str
+  worst: bool = False
 
   def executed(self) -> Iterator[tuple[Computation, int, bool]]:
     """Yields each computation that runs by itself, how often, and if exactly.
 
     Those inside a fusion or a reduction are part of an instruction and do not
     count. A loop whose number of turns is not a constant counts once, not
-    exactly; so does every branch of a conditional.
+    exactly; so does every branch of a conditional. A loop over the rounds of
+    dropless experts runs as often as `worst` says.
     """
     yield from self._walk(self.entry, 1, True)
+
+  def most_rounds(self) -> int:
+    """Returns the most rounds that any dropless experts may need."""
+    every = dataclasses.replace(self, worst=True).executed()
+    found = (
+      (instruction.rounds() or (1, 1))[True]
+      for computation, _, _ in every
+      for instruction in computation.instructions.values()
+    )
+    return max(found)
 
   def _walk(self, name, times, exact):
     computation = self.computations[name]
@@ -82,6 +113,8 @@ class Program:
     for instruction in computation.instructions.values():
       if instruction.opcode == 'while':
         trips = self.trip_count(instruction)
+        if trips == 0:
+          continue
         body = instruction.attribute('body')
         yield from self._walk(body, times * (trips or 1), exact and bool(trips))
       elif instruction.opcode in ('call', 'async-start', 'conditional'):
@@ -91,6 +124,8 @@ class Program:
 
   def trip_count(self, loop: Instruction) -> int | None:
     """Returns how often the body of a `while` runs, None if that varies."""
+    if found := loop.rounds():
+      return found[self.worst] - 1
     known = _TRIPS.search(loop.attributes)
     if known:
       return int(known.group(1))

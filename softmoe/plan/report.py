@@ -78,7 +78,10 @@ def _bytes(value: int | float) -> str:
 def _seconds(name: str) -> Callable[[dict[str, Any]], str | None]:
   def cell(part):
     value = part.get('seconds', {}).get(name)
-    return f'{value * 1e3:,.2f} ms' if value is not None else None
+    if value is None:
+      return None
+    small = 0 < value < 1e-5
+    return f'{value * 1e6:,.2f} µs' if small else f'{value * 1e3:,.2f} ms'
 
   return cell
 
@@ -89,6 +92,11 @@ def _memory(name: str) -> Callable[[dict[str, Any]], str | None]:
 
 def _tera(name: str) -> Callable[[dict[str, Any]], str | None]:
   return lambda part: f'{part["flops"][name] / 1e12:,.3f} T'
+
+
+def _worst(value: Callable[[dict[str, Any]], str | None]):
+  """Shows what dropless experts need if all tokens want the same."""
+  return lambda part: value(part['worst']) if 'worst' in part else None
 
 
 def _optional(name: str, form: Callable[[Any], str]):
@@ -151,6 +159,8 @@ _PROGRAM: list[Row] = [
   ('interconnect *', _seconds('interconnect')),
   ('roofline *', _seconds('roofline')),
   ('bound by *', _optional('bound', str)),
+  ('rounds of dropless experts, at most', _worst(lambda p: str(p['rounds']))),
+  ('roofline with as many *', _worst(_seconds('roofline'))),
   ("compiler's estimate of the cores", _seconds('scheduled')),
   ('at most *', _rate),
   ('at least, chip-hours *', _optional('chip_hours', '{:,.0f}'.format)),

@@ -4,8 +4,12 @@ The rules are those of XLA's cost analysis, which counts the body of a loop
 once: here it counts as often as it runs. Every instruction reads its operands
 and writes its result, what is fused moves nothing, and of an operand that is
 only sliced the slice alone is read. What stays in on-chip memory costs nothing.
+What a GPU kernel of our own moves is not in the text: see `kernels`.
 """
 
+import collections
+
+from softmoe.costs import parts
 from softmoe.plan import hlo
 
 _FREE = frozenset(
@@ -19,6 +23,7 @@ _FREE = frozenset(
     'conditional',
     'call',
     'after-all',
+    'async-start',  # what it starts is a computation of its own
     'iota',
     'partition-id',
     'replica-id',
@@ -27,15 +32,25 @@ _FREE = frozenset(
     'async-done',
   )
 )
+_KERNEL = 'custom_call_target="__gpu$xla.gpu.triton"'
+# The operand that is updated where it is.
+_UPDATED = {'dynamic-update-slice': 0, 'ragged-all-to-all': 1}
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
 def num_bytes(program: hlo.Program) -> int:
   """Returns the bytes read and written in a step, on one device."""
-  return sum(
-    times * sum(map_bytes(program, computation).values())
-    for computation, times, _ in program.executed()
-  )
+  return sum(by_part(program).values())
+
+
+def by_part(program: hlo.Program) -> dict[str, int]:
+  """Returns the bytes of each part of the model, see `costs.parts`."""
+  total: dict[str, int] = collections.Counter()
+  for computation, times, _ in program.executed():
+    for name, moved in map_bytes(program, computation).items():
+      origin = computation.instructions[name].op_name()
+      total[parts.of(origin)] += times * moved
+  return dict(total)
 
 
 def map_bytes(
@@ -47,6 +62,7 @@ def map_bytes(
     + _written(program, computation, instruction)
     for name, instruction in computation.instructions.items()
     if instruction.opcode not in _FREE
+    and _KERNEL not in instruction.attributes
     and not instruction.opcode.endswith('-done')
   }
 
@@ -69,8 +85,8 @@ def _looked_at(program, computation, user, index, value) -> int:
     return min(whole, _used(program, fused, _parameter(fused, index)))
   if index == 0 and user.opcode in _SLICES:
     return min(whole, hlo.num_bytes(user.shape))
-  # It is updated where it is.
-  return 0 if index == 0 and user.opcode == 'dynamic-update-slice' else whole
+  opcode = user.opcode.removesuffix('-start')
+  return 0 if _UPDATED.get(opcode) == index else whole
 
 
 def _used(program, fused, value: hlo.Instruction) -> int:

@@ -30,6 +30,7 @@ _LOCK = '.lock'  # whoever trains here has it
 # changes a number that the run computes, but for the order of a sum.
 _FREE = (
   'mesh',
+  'model.moe.buffer_factor',
   'model.moe.exchange_chunks',
   'model.remat',
   'log_every',

@@ -14,23 +14,11 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from softmoe.costs import parts as parts_lib
 from softmoe.errors import UserError
 from softmoe.tables import markdown
 from softmoe.tables import options as options_lib
 
-# As `jax.named_scope` names them; what is deeper in the program counts.
-PARTS = (
-  'attention',
-  'mlp',
-  'router',
-  'dispatch',
-  'exchange',
-  'experts',
-  'combine',
-  'optimizer',
-)
-REST = 'the rest'
-_PART = re.compile(rf'\b({"|".join(PARTS)})\b')
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?\s([a-z][\w\-]*)\(')
 _NAME = re.compile(r'op_name="([^"]*)"')
 # They contain others, which have times of their own.
@@ -81,8 +69,7 @@ def parts(program: str, events: list[dict], steps: int) -> Times:
     instruction = event.get('args', {}).get('hlo_op')
     if event.get('ph') == 'X' and instruction in names:
       name = names[instruction]
-      found = _PART.findall(name)
-      part = found[-1] if found else REST
+      part = parts_lib.of(name)
       total['transpose(' in name][part] += event['dur'] / 1e3 / steps
   forward, backward = total[False], total[True]
   return {

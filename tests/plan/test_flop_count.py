@@ -5,6 +5,7 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
+from softmoe.moe.execution import grouped_kernel, rounds
 from softmoe.plan import flop_count, programs
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
@@ -12,8 +13,9 @@ W = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 2 * 4 * 8 * 8
 
 
-def count(function, *arguments):
-  return flop_count.count(jax.jit(function).trace(*arguments).jaxpr)
+def count(function, *arguments, **options):
+  jaxpr = jax.jit(function).trace(*arguments).jaxpr
+  return flop_count.count(jaxpr, **options)
 
 
 def test_products_of_a_gradient():
@@ -56,6 +58,27 @@ def test_a_loop_that_the_data_end_is_a_lower_bound():
   assert count(function, X, W) == (PRODUCT, False)
 
 
+def test_rounds_that_an_even_load_does_not_need_are_free():
+  room = rounds.room(1.25, even=8, most=30)  # 10, and up to 4 x 5
+
+  def function(x, w):
+    each = lambda start, num_rows, arguments: x @ arguments
+    return rounds.total(each, room, jnp.int32(x[0, 0]), w)
+
+  assert count(function, X, W) == (PRODUCT, True)
+  assert count(function, X, W, worst=True) == (5 * PRODUCT, True)
+  grad = jax.grad(lambda w, x: jnp.sum(function(x, w) ** 2))
+  assert count(grad, W, X) == (2 * PRODUCT, True)
+  # Of w alone; a round's own forward product is not read.
+  assert count(grad, W, X, worst=True) == (2 * 5 * PRODUCT, True)
+
+
+def test_a_ragged_product_multiplies_each_row_once():
+  x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((6, 4), (3, 4, 5)))
+  sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
+  assert count(jax.lax.ragged_dot, x, w, sizes) == (2 * 6 * 4 * 5, True)
+
+
 def test_a_shard_map_counts_all_devices(mesh):
   place = jax.NamedSharding(mesh(2, 4), jax.P(('data', 'expert')))
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=place)
@@ -65,6 +88,25 @@ def test_a_shard_map_counts_all_devices(mesh):
     out_specs=jax.P(('data', 'expert')),
   )
   assert count(mapped, x, W) == (2 * 8 * 8 * 8, True)
+
+
+def test_a_grouped_matmul_counts_its_blocks():
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+  x, w, dy = shape(1000, 256), shape(3, 256, 512), shape(1000, 512)
+  sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
+
+  def forward(x, w, sizes):
+    return grouped_kernel.grouped_matmul(x, w, sizes)
+
+  def backward(x, w, sizes, dy):
+    return jax.vjp(lambda x, w: forward(x, w, sizes), x, w)[1](dy)
+
+  # As many blocks as three groups, and rows of none, can make of 1,000 rows.
+  rows, each = 128 * (1000 // 128 + 4), 2 * 256 * 512
+  assert count(forward, x, w, sizes) == (rows * each, True)
+  # The gradient of a matrix: 334 rows, in steps of 64.
+  total = (rows + 3 * 384) * each
+  assert count(backward, x, w, sizes, dy) == (total, True)
 
 
 @pytest.mark.parametrize('model', ['vit', 'soft'])

@@ -1,10 +1,15 @@
 """Compiled programs as text: instructions, loops, bytes."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax import numpy as jnp
 
+from softmoe.moe.execution import rounds
 from softmoe.plan import hlo
+
+ROOM = rounds.Room(first=8, even=9, most=32)  # 2 or 7 rounds
 
 
 def compiled(function, *arguments):
@@ -32,6 +37,26 @@ def test_a_loop_that_the_data_end_is_counted_once_and_marked():
     lambda x: jnp.sum(x) > 1, lambda x: jnp.sin(x @ x), x
   )
   assert (1, False) in times(compiled(halve, jnp.ones((8, 8))))
+
+
+@pytest.mark.parametrize('derive', [lambda f: f, lambda f: jax.grad(f, 1)])
+def test_rounds_and_the_loops_in_them_turn_as_the_load_says(derive):
+  def function(x, w, stop):
+    def each(start, num_rows, arguments):
+      w, x = arguments
+      turn = lambda x, _: (jnp.sin(x @ w), ())
+      return jax.lax.scan(turn, x + start, None, length=3)[0]
+
+    # 8 rows, and 4 in each round that follows.
+    return jnp.sum(rounds.total(each, ROOM, stop, (w, x)))
+
+  ones = jnp.ones((8, 8))
+  program = compiled(derive(function), ones, ones, jnp.int32(2))
+  assert program.most_rounds() == 7
+  # One round by itself, and one or six in the loop, of three turns each.
+  assert times(program) == {(1, True), (3, True)}
+  worst = dataclasses.replace(program, worst=True)
+  assert times(worst) == {(1, True), (3, True), (6, True), (18, True)}
 
 
 def test_branches_count_each_and_are_marked():

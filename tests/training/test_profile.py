@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from softmoe.costs import parts
 from softmoe.errors import UserError
 from softmoe.tables import profile
 from softmoe.training import loop
@@ -31,11 +32,11 @@ def test_time_is_of_the_innermost_part():
   assert found == {
     'mlp': (2, 3),
     'experts': (0.5, 0),
-    profile.REST: (0.25, 0),
+    parts.REST: (0.25, 0),
   }
   lines = profile.table(found).splitlines()
   names = [line.split(' | ')[0].strip('| ') for line in lines[2:]]
-  assert names == ['mlp', 'experts', profile.REST, 'all']
+  assert names == ['mlp', 'experts', parts.REST, 'all']
   assert '87.0 %' in lines[2] and '100.0 %' in lines[-1]
 
 

@@ -3,8 +3,8 @@
 Axes: `m` tokens, `d` width, `e` experts, `n` pairs. `apply` loops over the
 experts and, for each, over its tokens a chunk at a time: trip counts follow
 the number of pairs, so that a router that wants half as many costs half as
-much, on CPU too. `apply_grouped` fills one buffer of fixed size, for
-accelerators, whose grouped matmul wants all rows at once.
+much, on CPU too. `apply_grouped` fills a buffer of fixed size, as often as it
+takes, for accelerators, whose grouped matmul wants many rows at once.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from softmoe.errors import UserError
-from softmoe.moe.execution import chunks
+from softmoe.moe.execution import chunks, floats, rounds
 
 
 def apply(
@@ -57,16 +57,10 @@ def apply(
   """
   _check_chunk(chunk)
   fn = expert_fn if gated else _gate_output(expert_fn)
-  leaves, tree = jax.tree.flatten(params)
-  floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-  # What is no float (counters, random keys) has no gradient.
-  weights = [a if f else None for a, f in zip(leaves, floats, strict=True)]
-  others = [None if f else a for a, f in zip(leaves, floats, strict=True)]
+  weights, others, join = floats.split(params)
 
   def run(weights, others, x, gates):
-    both = zip(weights, others, strict=True)
-    leaves = [b if a is None else a for a, b in both]
-    return fn(tree.unflatten(leaves), x, gates)
+    return fn(join(weights, others), x, gates)
 
   gates = gates.astype(jnp.float32)
   return _apply(run, chunk, weights, others, x, gates, wanted)
@@ -83,41 +77,85 @@ def executed(
 
 
 def apply_grouped(
-  grouped_fn: Callable[[Array, Array], Array],
+  grouped_fn: Callable[[Any, Array, Array], Array],
+  params: Any,
   x: Float[Array, 'm d'],
   gates: Float[Array, 'm e'],
   wanted: Bool[Array, 'm e'],
-  max_pairs: int,
+  room: rounds.Room,
 ) -> Float[Array, 'm d_out']:
-  """Returns what `apply` does, from one buffer of `max_pairs` rows.
+  """Returns what `apply` does, in rounds of a buffer.
 
   Args:
-    grouped_fn: maps rows (n, d), sorted by expert, and the number of rows of
-      each expert (e,) to (n, d_out): see `grouped_matmul`. Rows past the last
-      expert's are 0; what it returns for them is not read.
+    grouped_fn: maps parameters, rows (n, d), sorted by expert, and the number
+      of rows of each expert (e,) to (n, d_out): see `grouped_matmul`. Rows past
+      the last expert's are 0; what it returns for them is not read.
+    params: pytree of arrays with a leading axis e, such as a module.
     x: tokens.
     gates: read only where wanted.
-    wanted: the pairs to compute. The last experts lose what exceeds the
-      buffer.
-    max_pairs: rows; m x k for a router that wants at most k experts a token.
-
-  Raises:
-    ValueError: `max_pairs` is below 1.
+    wanted: the pairs to compute.
+    room: for pairs.
   """
-  if max_pairs < 1:
-    raise UserError('max_pairs', max_pairs, 'at least 1')
-  (m, e), n = wanted.shape, min(max_pairs, wanted.size)
-  pairs = _pairs(wanted)
-  ends = jnp.minimum(pairs.start + pairs.count, n)
-  token, row = pairs.token[:n], jnp.arange(n, dtype=jnp.int32)
+
+  def run(start, num_rows, arguments):
+    params, *arrays = arguments
+    experts = functools.partial(grouped_fn, params)
+    return sum_pairs(experts, *arrays, start, num_rows)
+
+  pairs = sort(wanted)
+  arguments = params, x, gates.astype(jnp.float32), pairs
+  y = rounds.total(run, room, jnp.sum(pairs.count), arguments)
+  return y.astype(x.dtype)
+
+
+def sum_pairs(
+  grouped_fn: Callable[[Array, Array], Array],
+  x: Float[Array, 'm d'],
+  gates: Float[Array, 'm e'],
+  pairs: 'Pairs',
+  start: Int[Array, ''],
+  num_rows: int,
+) -> Float[Array, 'm d_out']:
+  """Returns for each token the sum over some of its pairs, in float32.
+
+  Args:
+    grouped_fn: see `apply_grouped`, less its parameters.
+    x: tokens.
+    gates: in float32.
+    pairs: all of them.
+    start: the first of those that are summed.
+    num_rows: how many there are.
+  """
+  row = start + jnp.arange(num_rows, dtype=jnp.int32)
+  ends = pairs.start + pairs.count
+  real = row < ends[-1]
+  token = pairs.token[jnp.minimum(row, len(pairs.token) - 1)]
+  sizes = jnp.diff(jnp.clip(ends - start, 0, num_rows), prepend=0)
+  out = grouped_fn(_gather(x, token, real), sizes)
   expert = jnp.searchsorted(ends, row, side='right')
-  real = (expert < e)[:, None]
+  gate = gates[token, jnp.minimum(expert, gates.shape[1] - 1)]
+  return _combine(out, gate, token, real, len(x))
+
+
+@jax.named_scope('dispatch')
+def _gather(
+  x: Float[Array, 'm d'], token: Int[Array, ' n'], real: Bool[Array, ' n']
+) -> Float[Array, 'n d']:
   # In float32 from end to end, since gradients are summed where tokens repeat.
-  rows = jnp.where(real, x.astype(jnp.float32)[token], 0).astype(x.dtype)
-  out = grouped_fn(rows, jnp.diff(ends, prepend=0))
-  gate = gates.astype(jnp.float32)[token, jnp.minimum(expert, e - 1)]
-  out = jnp.where(real, gate[:, None] * out.astype(jnp.float32), 0)
-  return jax.ops.segment_sum(out, token, m).astype(x.dtype)
+  rows = x.astype(jnp.float32)[token]
+  return jnp.where(real[:, None], rows, 0).astype(x.dtype)
+
+
+@jax.named_scope('combine')
+def _combine(
+  out: Float[Array, 'n d_out'],
+  gate: Float[Array, ' n'],
+  token: Int[Array, ' n'],
+  real: Bool[Array, ' n'],
+  num_tokens: int,
+) -> Float[Array, 'm d_out']:
+  out = jnp.where(real[:, None], gate[:, None] * out.astype(jnp.float32), 0)
+  return jax.ops.segment_sum(out, token, num_tokens)
 
 
 def _check_chunk(chunk: int):
@@ -129,7 +167,7 @@ def _gate_output(expert_fn: Callable[[Any, Array], Array]) -> Callable:
   return lambda expert, x, gates: gates[:, None] * expert_fn(expert, x)
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
   """All pairs, expert after expert; `token` is unused after the last."""
 
   token: Int[Array, ' n']
@@ -138,7 +176,8 @@ class _Pairs(NamedTuple):
 
 
 @jax.named_scope('dispatch')
-def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
+def sort(wanted: Bool[Array, 'm e']) -> Pairs:
+  """Returns the wanted pairs, sorted by expert."""
   m, e = wanted.shape
   seen = jnp.cumsum(wanted.T, axis=1, dtype=jnp.int32)
   count = seen[:, -1]
@@ -147,7 +186,7 @@ def _pairs(wanted: Bool[Array, 'm e']) -> _Pairs:
   index = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (e, m))
   token = jnp.zeros_like(seen, shape=(m * e,))
   token = token.at[place].set(index, mode='drop')
-  return _Pairs(token, start, count)
+  return Pairs(token, start, count)
 
 
 @jax.named_scope('combine')
@@ -165,7 +204,7 @@ def _apply(fn, chunk, weights, others, x, gates, wanted):
 
 
 def _forward(fn, chunk, weights, others, x, gates, wanted):
-  pairs = _pairs(wanted)
+  pairs = sort(wanted)
 
   def expert(y, one):
     weights, others, gate, start, count = one

@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.moe.execution import chunks
+from softmoe.moe.execution import chunks, grouped_kernel
 
-BLOCK = 128  # rows
 BACKWARD_CHUNK = 512  # rows
 
 
@@ -40,13 +39,13 @@ def grouped_matmul(
       'reference': every matrix times every row, masked: slow, easy to trust.
       'chunks': a loop over groups and chunks of their rows, for CPU: time
         follows the rows that are in groups.
-      'blocks': groups padded to blocks of 128 rows, one batched matmul: for
-        GPU. It copies a matrix for every block.
+      'pallas': kernels that copy no matrix, for GPU: see `grouped_kernel`.
+        Elsewhere they are interpreted, which is slow.
       'ragged_dot': `jax.lax.ragged_dot`, for TPU; elsewhere it multiplies
         every matrix with every row.
       'tokamax': the kernels of that package, for GPU and TPU.
       'auto': 'chunks' on CPU; on GPU and TPU 'tokamax' where it is installed
-        and no `jax.shard_map` with `check_vma` is around, else 'blocks' and
+        and no `jax.shard_map` with `check_vma` is around, else 'pallas' and
         'ragged_dot'.
 
   Raises:
@@ -80,7 +79,7 @@ def choose(platform: str, varies: bool) -> str:
     return 'chunks'
   if _has_tokamax() and not varies:
     return 'tokamax'
-  return 'ragged_dot' if platform == 'tpu' else 'blocks'
+  return 'ragged_dot' if platform == 'tpu' else 'pallas'
 
 
 def _has_tokamax() -> bool:
@@ -102,28 +101,6 @@ def _reference(x, w, group_sizes):
 
 def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
   return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def _blocks(x, w, group_sizes):
-  (n, d), e = x.shape, len(w)
-  count = -(-n // BLOCK) + e  # enough whatever the sizes
-  ends = jnp.cumsum(group_sizes)
-  block_ends = jnp.cumsum(-(-group_sizes // BLOCK))
-  shift = BLOCK * (block_ends - -(-group_sizes // BLOCK)) - (ends - group_sizes)
-  row = jnp.arange(n, dtype=jnp.int32)
-  group = jnp.searchsorted(ends, row, side='right')
-  place = jnp.where(group < e, row + shift[group], count * BLOCK + row)
-  padded = jnp.zeros_like(x, shape=(count * BLOCK, d))
-  padded = padded.at[place].set(x, mode='drop', unique_indices=True)
-  owner = jnp.searchsorted(block_ends, jnp.arange(count), side='right')
-  y = jnp.einsum(
-    'kbd,kdf->kbf',
-    padded.reshape(count, BLOCK, d),
-    w[jnp.minimum(owner, e - 1)],
-    preferred_element_type=jnp.float32,
-  )
-  y = y.reshape(count * BLOCK, -1)
-  return y.at[place].get(mode='fill', fill_value=0, unique_indices=True)
 
 
 def _masked(multiply: Callable) -> Callable:
@@ -172,6 +149,14 @@ def _ragged_dot_backward(residuals, dy):
 
 
 _ragged_dot.defvjp(_ragged_dot_forward, _ragged_dot_backward)
+
+
+def _pallas(x, w, group_sizes):
+  # Kernels multiply one type with itself.
+  dtype = jnp.result_type(x, w)
+  return grouped_kernel.grouped_matmul(
+    x.astype(dtype), w.astype(dtype), group_sizes
+  )
 
 
 @_masked
@@ -255,7 +240,7 @@ _chunks.defvjp(_chunks_forward, _chunks_backward)
 IMPLEMENTATIONS = {
   'reference': _reference,
   'chunks': _chunks,
-  'blocks': _blocks,
+  'pallas': _pallas,
   'ragged_dot': _masked(_ragged_dot),
   'tokamax': _tokamax,
 }

@@ -4,18 +4,39 @@ Axes: `g` groups, `m` tokens of a group, `n` tokens of all groups, `d` width,
 `e` experts.
 """
 
+import functools
+import math
+import sys
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from softmoe import sharding
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import routing
-from softmoe.moe.execution import dropless, exchange
+from softmoe.moe.execution import dropless, exchange, rounds
 
 Mine = Callable[..., Array]
+# From the experts' module, tokens, gates and who wants whom to outputs, and to
+# the rounds of the buffer; None: there is none.
+Apply = Callable[[Any, Array, Array, Array], tuple[Array, Array | None]]
+
+
+class Ran(NamedTuple):
+  """What experts gave back.
+
+  Attributes:
+    y: of each token, combined.
+    executed: rows that experts saw.
+    rounds: of the buffer of this device; None: there is none.
+  """
+
+  y: Float[Array, '*n d_out']
+  executed: Float[Array, '']
+  rounds: Int[Array, ''] | None
 
 
 def run(
@@ -24,9 +45,10 @@ def run(
   experts: experts_lib.Experts,
   axis: str | None,
   implementation: str,
+  buffer_factor: float,
   mine: Mine,
-) -> tuple[Float[Array, 'g m d_out'], Float[Array, '']]:
-  """Returns outputs combined for each token, and how many rows experts see.
+) -> Ran:
+  """Returns outputs combined for each token, and what that took.
 
   Args:
     routed: who wants whom.
@@ -34,91 +56,125 @@ def run(
     experts: those of this device.
     axis: mesh axis that tokens and experts are split over; None: neither is.
     implementation: 'fused', 'grouped' or 'auto'.
+    buffer_factor: a round has room for so many times the rows of an even load.
     mine: takes, of an array of all experts along an axis, those that work for
       the tokens here where `axis` is None.
   """
   if implementation == 'auto':
-    implementation = choose(sharding.platform(), routed, experts)
-  run = run_grouped if implementation == 'grouped' else run_fused
-  y, executed = run(routed, _flat(x), experts, axis, mine)
-  return y.reshape(*x.shape[:2], -1), executed
+    implementation = choose(sharding.platform(), experts)
+  arguments = _flat(x), _flat(routed.gates), _flat(routed.wanted())
+  if implementation == 'fused':
+    ran = collect(
+      _fused, dropless.executed, experts.stacked, *arguments, axis, mine
+    )
+  elif axis and routed.choices is not None:
+    ran = send(routed, buffer_factor, experts.stacked, *arguments, axis)
+  else:
+    load = _load(routed, len(arguments[0]))
+    apply = functools.partial(_grouped, *load, buffer_factor)
+    ran = collect(apply, _count, experts.stacked, *arguments, axis, mine)
+  return ran._replace(y=ran.y.reshape(*x.shape[:2], -1))
 
 
-def choose(
-  platform: str, routed: routing.Assignment, experts: experts_lib.Experts
-) -> str:
+def choose(platform: str, experts: experts_lib.Experts) -> str:
   """Returns the implementation of dropless experts that 'auto' takes.
 
-  A grouped matmul wants a buffer for the most rows there may be: it is for
-  accelerators, for routers that bound the experts of a token, and for experts
-  that can (`Mlp.grouped`).
+  A grouped matmul is for accelerators, and for experts that can
+  (`Mlp.grouped`).
   """
-  bounded = routed.choices is not None and hasattr(experts.stacked, 'grouped')
-  return 'grouped' if bounded and platform != 'cpu' else 'fused'
+  can = hasattr(experts.stacked, 'grouped')
+  return 'grouped' if can and platform != 'cpu' else 'fused'
 
 
 @jax.named_scope('experts')
-def run_fused(
-  routed: routing.Assignment,
+def collect(
+  apply: Apply,
+  count: Callable[[Array], Array],
+  experts: Any,
   x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
+  gates: Float[Array, 'n e'],
+  wanted: Bool[Array, 'n e'],
   axis: str | None,
   mine: Mine,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs expert after expert on chunks of the tokens that want it.
+) -> Ran:
+  """Runs the experts of this device on all tokens that want them.
 
-  Over a mesh axis, every device collects the tokens of the axis, works for its
-  own experts, and the partial sums are added where the tokens live.
+  Over a mesh axis, every device collects the tokens of the axis, and the
+  partial sums are added where the tokens live.
   """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
   if axis is None:
-    executed = dropless.executed(wanted)
-    gates, wanted = mine(gates, 1), mine(wanted, 1)
-  else:
-    x = jax.lax.all_gather(x, axis, tiled=True)
-    gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
-    wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
-    executed = dropless.executed(wanted)
-  gated = hasattr(experts.stacked, 'gated')
-  y = dropless.apply(
-    (lambda expert, *rows: expert.gated(*rows))
-    if gated
-    else (lambda expert, x: expert(x)),
-    experts.stacked,
-    x,
-    gates,
-    wanted,
-    gated=gated,
-  )
-  if axis is not None:
-    y = jax.lax.psum_scatter(y, axis, tiled=True)
-  return y, executed
+    y, num = apply(experts, x, mine(gates, 1), mine(wanted, 1))
+    return Ran(y, count(wanted), num)
+  x = jax.lax.all_gather(x, axis, tiled=True)
+  gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
+  wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
+  y, num = apply(experts, x, gates, wanted)
+  y = jax.lax.psum_scatter(y, axis, tiled=True)
+  return Ran(y, count(wanted), num)
 
 
 @jax.named_scope('experts')
-def run_grouped(
+def send(
   routed: routing.Assignment,
+  buffer_factor: float,
+  experts: Any,
   x: Float[Array, 'n d'],
-  experts: experts_lib.Experts,
-  axis: str | None,
-  mine: Mine,
-) -> tuple[Float[Array, 'n d_out'], Float[Array, '']]:
-  """Runs all experts by grouped matmuls on rows that are sorted by expert.
+  gates: Float[Array, 'n e'],
+  wanted: Bool[Array, 'n e'],
+  axis: str,
+) -> Ran:
+  """Sends rows to their experts and back, as many as there are.
 
-  Over a mesh axis, the rows travel to their experts and back, as many as there
-  are.
+  A device has room for its share of all rows, and some.
   """
-  gates, wanted = _flat(routed.gates), _flat(routed.wanted())
-  executed = jnp.sum(wanted, dtype=jnp.float32)
-  gates, wanted = mine(gates, 1), mine(wanted, 1)
-  choices = min(routed.choices or wanted.shape[1], wanted.shape[1])
-  grouped = experts.stacked.grouped
-  if axis is not None:
-    devices = jax.lax.axis_size(axis)
-    most = min(choices, wanted.shape[1] // devices)
-    grouped = exchange.at_owners(grouped, axis, devices * len(x) * most)
-  y = dropless.apply_grouped(grouped, x, gates, wanted, len(x) * choices)
-  return y, executed
+  num_experts, devices = wanted.shape[1], jax.lax.axis_size(axis)
+  choices = int(routed.mean_choices())
+  rows = len(x) * choices
+  most = devices * len(x) * min(choices, num_experts // devices)
+  room = rounds.room(buffer_factor, rows, most)
+
+  def run(start, num_rows, arguments):
+    experts, sizes, *arrays = arguments
+    at = lambda rows, _: exchange.at_owners(
+      experts.grouped, rows, sizes, start, num_rows, axis
+    )
+    return dropless.sum_pairs(at, *arrays, jnp.zeros_like(start), rows)
+
+  pairs = dropless.sort(wanted)
+  sizes = exchange.gather_sizes(pairs.count, axis)
+  arguments = experts, sizes, x, gates.astype(jnp.float32), pairs
+  fullest = exchange.fullest(sizes)
+  y = rounds.total(run, room, fullest, arguments).astype(x.dtype)
+  return Ran(y, _count(wanted), room.needed(fullest))
+
+
+def _fused(experts, x, gates, wanted):
+  gated = hasattr(experts, 'gated')
+  plain = lambda expert, x: expert(x)
+  fn = (lambda expert, *rows: expert.gated(*rows)) if gated else plain
+  y = dropless.apply(fn, experts, x, gates, wanted, gated=gated)
+  return y, None
+
+
+def _grouped(even, most, buffer_factor, experts, x, gates, wanted):
+  """Runs all experts at once, with room for so many times an even load."""
+  room = rounds.room(buffer_factor, even, min(most, wanted.size))
+  call = lambda experts, *rows: experts.grouped(*rows)
+  y = dropless.apply_grouped(call, experts, x, gates, wanted, room)
+  return y, room.needed(jnp.sum(wanted, dtype=jnp.int32))
+
+
+def _load(routed: routing.Assignment, num_tokens: int) -> tuple[int, int]:
+  """Returns the pairs that an even load has, and the most that there may be.
+
+  Over a mesh as many rows come from all devices, evenly, as one sends.
+  """
+  even = math.ceil(routed.mean_choices() * num_tokens)
+  return even, even if routed.choices is not None else sys.maxsize
+
+
+def _count(wanted: Bool[Array, 'n e']) -> Float[Array, '']:
+  return jnp.sum(wanted, dtype=jnp.float32)
 
 
 def _flat(x: Shaped[Array, 'g m k']) -> Shaped[Array, 'n k']:

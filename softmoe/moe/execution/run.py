@@ -25,6 +25,8 @@ from softmoe.moe.execution import attend, dispatch, pairs
 # with one-hot weights, since it gathers and scatters slowly. On a CPU gathering
 # was faster at every size that was tried.
 ONE_HOT_LIMIT = 2**16
+# A buffer of dropless experts has room for so many times an even load.
+BUFFER_FACTOR = 1.25
 # What `jax.checkpoint` policies call that which came through an all-to-all.
 EXCHANGED = 'exchanged'
 IMPLEMENTATIONS = ('auto', 'fused', 'grouped')
@@ -56,6 +58,7 @@ def run(
   axis: str | None,
   implementation: str,
   exchange_chunks: int = 1,
+  buffer_factor: float = BUFFER_FACTOR,
   mask: Bool[Array, 'g m'] | None = None,
   keys: Key[Array, ' g'] | None = None,
   whole: bool = False,
@@ -70,6 +73,7 @@ def run(
     axis: mesh axis that the experts are split over; None: they are all here.
     implementation: of dropless experts, one of IMPLEMENTATIONS.
     exchange_chunks: of what slots hold; see `at_experts`.
+    buffer_factor: of dropless experts; see `pairs.run`.
     mask: False where a token is padding, which metrics leave out.
     keys: of each group (g,), for experts that take them; None: evaluation.
     whole: the devices of `axis` hold the same tokens. Nothing travels then, and
@@ -103,12 +107,14 @@ def run(
   if experts.take_key:
     expected = 'calls without `key`, or a router with slots or a capacity'
     raise UserError('experts', 'calls that take `key`', expected)
-  y, executed = pairs.run(routed, x, experts, axis, implementation, mine)
+  ran = pairs.run(routed, x, experts, axis, implementation, buffer_factor, mine)
   wanted = routed.wanted()
   means = {'used_experts': jnp.mean(jnp.any(wanted, axis=1), axis=1)}
+  if ran.rounds is not None:
+    means['rounds'] = jnp.full(len(x), ran.rounds, jnp.float32)
   wanted = _count(wanted)
-  counts = {'wanted': wanted, 'granted': wanted, 'executed': executed}
-  return Result(y, means, counts)
+  counts = {'wanted': wanted, 'granted': wanted, 'executed': ran.executed}
+  return Result(ran.y, means, counts)
 
 
 def grant(

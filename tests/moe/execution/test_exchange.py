@@ -8,7 +8,7 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import sharding
-from softmoe.moe.execution import exchange
+from softmoe.moe.execution import exchange, rounds
 
 P = jax.P
 MESHES = [(1, 2), (1, 4), (2, 2)]
@@ -62,17 +62,18 @@ def send_back(inbox, sent, num_rows):
 @functools.cache
 def exchanged(sizes, max_rows):
   """Returns a compiled exchange, with its gradient; the mesh is in force."""
-  run = jax.shard_map(
-    lambda rows, sent, received: exchange.ragged_all_to_all(
-      rows, sent, received, max_rows, 'expert'
-    ),
-    in_specs=(SPLIT, SPLIT, SPLIT),
-    out_specs=SPLIT,
-  )
+
+  def local(rows, sent):
+    sent = jax.lax.all_gather(sent, 'expert')
+    before = lambda v, axis: jnp.cumsum(v, axis) - v
+    moves = exchange.Moves(sent, before(sent, 1), before(sent, 0))
+    return exchange.ragged_all_to_all(rows, moves, max_rows, 'expert')
+
+  run = jax.shard_map(local, in_specs=(SPLIT, SPLIT), out_specs=SPLIT)
 
   @jax.jit
-  def call(rows, sent, received, dy):
-    y, pull = jax.vjp(lambda rows: run(rows, sent, received), rows)
+  def call(rows, sent, dy):
+    y, pull = jax.vjp(lambda rows: run(rows, sent), rows)
     return y, pull(dy)[0]
 
   return call
@@ -90,8 +91,7 @@ def check(sizes, kind, seed):
   most = int(np.max(np.sum(sent, axis=1)))
   max_rows = ROWS * devices if kind != 'full' else max(most, 1)
   rows, dy = draw_floats(seed, (*sizes, ROWS, WIDTH), (*sizes, max_rows, WIDTH))
-  received = sent.transpose(0, 2, 1)
-  y, drows = exchanged(sizes, max_rows)(*on_devices(rows, sent, received, dy))
+  y, drows = exchanged(sizes, max_rows)(*on_devices(rows, sent, dy))
   expected = [send(r, s, max_rows) for r, s in zip(rows, sent, strict=True)]
   back = [send_back(d, s, ROWS) for d, s in zip(dy, sent, strict=True)]
   np.testing.assert_array_equal(y, on_devices(np.stack(expected))[0])
@@ -163,13 +163,20 @@ def multiply(w, rows, sizes):
 
 
 @functools.cache
-def at_owners(sizes):
+def at_owners(sizes, num_rows):
   def local(w, rows, counts):
     w = jax.lax.pcast(w, 'data', to='varying')
-    apply = exchange.at_owners(
-      functools.partial(multiply, w), 'expert', sizes[1] * ROWS
-    )
-    return apply(rows, counts)
+    most = sizes[1] * ROWS
+    moved = exchange.gather_sizes(counts, 'expert')
+
+    def run(start, num_rows, arguments):
+      w, rows, moved = arguments
+      fn = functools.partial(multiply, w)
+      return exchange.at_owners(fn, rows, moved, start, num_rows, 'expert')
+
+    room = rounds.Room(num_rows or most, ROWS, most)
+    fullest = exchange.fullest(moved)
+    return rounds.total(run, room, fullest, (w, rows, moved))
 
   return with_gradients(
     jax.shard_map(local, in_specs=(P('expert'), SPLIT, SPLIT), out_specs=SPLIT)
@@ -200,9 +207,10 @@ def on_one_device(w, rows, counts, dy):
   return y, *pull(dy)
 
 
+@pytest.mark.parametrize('num_rows', [None, 7, 2])
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_experts_work_where_they_are(mesh, sizes, kind):
+def test_experts_work_where_they_are(mesh, sizes, kind, num_rows):
   draws = []
   for seed in range(6):
     counts = draw_groups(kind, sizes, seed)
@@ -216,7 +224,7 @@ def test_experts_work_where_they_are(mesh, sizes, kind):
     draws.append((w, rows, counts, dy, on_one_device(w, *flat)))
   mesh(*sizes)
   for w, rows, counts, dy, expected in draws:
-    actual = at_owners(sizes)(
+    actual = at_owners(sizes, num_rows)(
       jax.device_put(w, P('expert')), *on_devices(rows, counts, dy)
     )
     for a, e in zip(actual, expected, strict=True):
@@ -225,10 +233,21 @@ def test_experts_work_where_they_are(mesh, sizes, kind):
       )
 
 
+def whole(f):
+  """Returns f on rows of the experts of the mesh's four devices."""
+
+  def apply(rows, sizes):
+    moved = exchange.gather_sizes(sizes, 'expert')
+    first, fn = jnp.zeros_like(moved[0, 0, 0]), lambda rows, _: f(rows)
+    return exchange.at_owners(fn, rows, moved, first, 4 * ROWS, 'expert')
+
+  return apply
+
+
 def test_there_and_back_is_the_identity(mesh):
   sizes = (2, 4)
   mesh(*sizes)
-  apply = exchange.at_owners(lambda rows, _: rows, 'expert', 4 * ROWS)
+  apply = whole(lambda rows: rows)
   run = jax.jit(jax.shard_map(apply, in_specs=(SPLIT,) * 2, out_specs=SPLIT))
   for seed, kind in enumerate(KINDS):
     counts = draw_groups(kind, sizes, seed)
@@ -243,7 +262,7 @@ def test_bfloat16_rows_keep_their_type(mesh):
   mesh(1, 4)
   counts = draw_groups('random', (1, 4), 0)
   rows = np.ones((1, 4, ROWS, WIDTH), jnp.bfloat16)
-  apply = exchange.at_owners(lambda rows, _: 2 * rows, 'expert', 4 * ROWS)
+  apply = whole(lambda rows: 2 * rows)
   y = jax.jit(jax.shard_map(apply, in_specs=(SPLIT,) * 2, out_specs=SPLIT))(
     *on_devices(rows, counts)
   )

@@ -11,7 +11,8 @@ from jax import numpy as jnp
 
 from softmoe.moe.execution import grouped_matmul as gm
 
-NAMES = ('reference', 'chunks', 'blocks', 'ragged_dot')
+P = jax.P
+NAMES = ('reference', 'chunks', 'pallas', 'ragged_dot')
 SHAPES = ((1, 3, 1, 2), (7, 4, 3, 5), (300, 4, 5, 3), (261, 5, 9, 4))
 
 
@@ -60,6 +61,14 @@ def test_equals_a_plain_loop(name, shape):
       np.testing.assert_allclose(a, b, atol=2e-4 if shape[0] > 99 else 1e-5)
 
 
+def test_kernels_of_several_tiles():
+  for seed in (0, 1, 2):
+    case = draw(seed, 300, 150, 3, 200)
+    actual = value_and_gradient('pallas')(*case)
+    for a, b in zip(actual, plain(*case), strict=True):
+      np.testing.assert_allclose(a, b, atol=2e-6 * np.max(np.abs(b)))
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_what_is_past_the_last_group_is_not_read(name):
   x, w, sizes, dy = draw(1, 300, 4, 5, 3)
@@ -80,12 +89,11 @@ def test_bfloat16_sums_in_float32(name):
   x, w, sizes, _ = draw(3, 64, 400, 3, 2)
   x, w = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
   sizes = jnp.asarray(sizes)
-  f = lambda x, w: gm.grouped_matmul(x, w, sizes, implementation=name)
-  y, pull = jax.vjp(f, x, w)
-  dx, dw = pull(jnp.ones_like(y))
+  ones = jnp.ones((len(x), w.shape[2]), x.dtype)
+  y, dx, dw = value_and_gradient(name)(x, w, sizes, ones)
   assert y.dtype == dx.dtype == dw.dtype == jnp.bfloat16
   x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
-  exact = plain(x, w, sizes, np.ones(y.shape))
+  exact = plain(x, w, sizes, np.float32(ones))
   for a, b in zip((y, dx, dw), exact, strict=True):
     # Half a unit in the last of 8 bits, and no more: one rounding at the end.
     np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-3)
@@ -137,9 +145,9 @@ def test_auto_on_cpu_multiplies_no_row_with_every_matrix():
 @pytest.mark.parametrize(
   'installed, in_shard_map, choices',
   [
-    (False, False, ['chunks', 'blocks', 'ragged_dot']),
+    (False, False, ['chunks', 'pallas', 'ragged_dot']),
     (True, False, ['chunks', 'tokamax', 'tokamax']),
-    (True, True, ['chunks', 'blocks', 'ragged_dot']),
+    (True, True, ['chunks', 'pallas', 'ragged_dot']),
   ],
 )
 def test_choice_by_platform(monkeypatch, installed, in_shard_map, choices):
@@ -171,3 +179,36 @@ def test_tokamax_gets_kernels_by_name_and_its_tail_is_masked(monkeypatch):
   actual = value_and_gradient('tokamax')(*case)
   for a, b in zip(actual, plain(*case), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_kernels_in_shard_map(mesh):
+  """Every device has rows of its own, and two share each group's matrix."""
+  mesh(2, 2)
+  cases = [draw(seed, 37, 4, 3, 5) for seed in (0, 1, 3, 4)]
+  x, _, sizes, dy = (np.concatenate(a) for a in zip(*cases, strict=True))
+  w = np.concatenate([cases[0][1], cases[1][1]])  # of the axis `expert`
+  rows = P(('data', 'expert'))
+
+  def local(x, w, sizes, dy):
+    f = lambda x, w: gm.grouped_matmul(x, w, sizes, implementation='pallas')
+    y, pull = jax.vjp(f, x, jax.lax.pcast(w, 'data', to='varying'))
+    dx, dw = pull(dy)
+    return y, dx, jax.lax.psum(dw, 'data')
+
+  run = jax.shard_map(
+    local,
+    in_specs=(rows, P('expert'), rows, rows),
+    out_specs=(rows, rows, P('expert')),
+    check_vma=False,  # the interpreter of kernels knows no varying axes
+  )
+  put = lambda a: jax.device_put(a, rows)
+  actual = jax.jit(run)(
+    put(x), jax.device_put(w, P('expert')), put(sizes), put(dy)
+  )
+  parts = [
+    plain(a, cases[i % 2][1], s, b) for i, (a, _, s, b) in enumerate(cases)
+  ]
+  y, dx, dw = zip(*parts, strict=True)
+  dw = dw[0] + dw[2], dw[1] + dw[3]
+  for a, b in zip(actual, (y, dx, dw), strict=True):
+    np.testing.assert_allclose(a, np.concatenate(b), atol=1e-5)

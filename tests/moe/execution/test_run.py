@@ -240,11 +240,6 @@ def test_bfloat16(mesh, implementation):
   assert max(jax.tree.leaves(error)) < 0.02
 
 
-def assignment(choices):
-  gates = jnp.zeros((1, 2, EXPERTS))
-  return routing.Assignment(gates, gates, choices=choices)
-
-
 def linear_experts():
   expert = lambda rngs: nnx.Linear(WIDTH, WIDTH, rngs=rngs)
   return experts.Experts(expert, EXPERTS, rngs=nnx.Rngs(0))
@@ -253,17 +248,10 @@ def linear_experts():
 def test_choice():
   mlps = nnx.eval_shape(lambda: make('table of 2').experts)
   linears = nnx.eval_shape(linear_experts)
-  for stack, choices, expected in (
-    (mlps, 2, ['fused', 'grouped', 'grouped']),
-    (mlps, None, ['fused'] * 3),
-    (linears, 2, ['fused'] * 3),
-    (linears, None, ['fused'] * 3),
-  ):
-    routed = assignment(choices)
-    assert [
-      pairs.choose(platform, routed, stack)
-      for platform in ('cpu', 'gpu', 'tpu')
-    ] == expected
+  platforms = 'cpu', 'gpu', 'tpu'
+  choices = lambda stack: [pairs.choose(p, stack) for p in platforms]
+  assert choices(mlps) == ['fused', 'grouped', 'grouped']
+  assert choices(linears) == ['fused'] * 3
 
 
 def test_experts_that_cannot_be_grouped():

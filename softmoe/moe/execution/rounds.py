@@ -1,0 +1,128 @@
+"""A sum of rounds, as many as the data need, in the memory of one.
+
+The backward pass runs each round after the first again, since it cannot know
+beforehand how many there are to remember. They are half as large, so that what
+comes with a loop needs no more memory than the first.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from softmoe.moe.execution import floats as floats_lib
+
+# What the loop over the rounds after the first is called in a program.
+_SCOPE = 'rounds_{}_to_{}'
+_LOOP = re.compile(r'\brounds_(\d+)_to_(\d+)\b\)*(/while)?$')
+
+
+class Room(NamedTuple):
+  """How many rows there is room for.
+
+  Attributes:
+    first: in the first round.
+    even: rows of an even load.
+    most: the most rows that there may be.
+  """
+
+  first: int
+  even: int
+  most: int
+
+  @property
+  def more(self) -> int:
+    """Returns the rows of a round after the first."""
+    return -(-self.first // 2)
+
+  def needed(self, rows: Int[Array, '']) -> Int[Array, '']:
+    """Returns the rounds that so many rows take, at least one."""
+    return 1 + jnp.maximum(-((self.first - rows) // self.more), 0)
+
+  def name(self) -> str:
+    """Returns what a loop is called, the rounds of an even load first."""
+    further = lambda rows: max(-((self.first - rows) // self.more), 0)
+    return _SCOPE.format(1 + further(self.even), 1 + further(self.most))
+
+
+def room(factor: float, even: int, most: int) -> Room:
+  """Returns room for `factor` times an even load, or for all that may come."""
+  return Room(min(math.ceil(factor * even), most), even, most)
+
+
+def counts(name: str) -> tuple[int, int] | None:
+  """Returns the rounds of an even load, and the most; None: it is no such loop.
+
+  Args:
+    name: of a loop in a program, traced or compiled.
+  """
+  found = _LOOP.search(name)
+  return (int(found[1]), int(found[2])) if found else None
+
+
+def total(
+  fn: Callable[[Array, int, Any], Array],
+  room: Room,
+  rows: Int[Array, ''],
+  arguments: Any,
+) -> Float[Array, '*s']:
+  """Returns the sum of what `fn` returns for the rounds that rows take.
+
+  Inside `jax.shard_map` all arrays must vary over the same axes.
+
+  Args:
+    fn: maps the first row of a round, the number of its rows and the arguments
+      to a summand. What it reads comes with the arguments.
+    room: for rows in a round.
+    rows: how many there are.
+    arguments: pytree of arrays.
+  """
+  y = fn(jnp.zeros_like(rows), room.first, arguments)
+  if room.first >= room.most:
+    return y
+  floats, others, join = floats_lib.split(arguments)
+  more = lambda start, floats, others: fn(
+    start, room.more, join(floats, others)
+  )
+  return _add(more, room, y, rows, floats, others)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _add(fn, room, y, rows, floats, others):
+  """Adds the rounds after the first to y."""
+  more = lambda start, y: y + fn(start, floats, others)
+  return _each(room, rows, more, y)
+
+
+def _each(
+  room: Room, rows: Int[Array, ''], more: Callable[..., Any], state: Any
+) -> Any:
+  step = lambda carry: (carry[0] + room.more, more(*carry))
+  first = jnp.full_like(rows, room.first), state
+  with jax.named_scope(room.name()):
+    return jax.lax.while_loop(lambda carry: carry[0] < rows, step, first)[1]
+
+
+def _forward(fn, room, y, rows, floats, others):
+  return _add(fn, room, y, rows, floats, others), (rows, floats, others)
+
+
+def _backward(fn, room, residuals, dy):
+  rows, floats, others = residuals
+
+  def more(start, gradients):
+    pull = jax.vjp(lambda f: fn(start, f, others), floats)[1]
+    return jax.tree.map(lambda a, b: a + b, gradients, pull(dy)[0])
+
+  zeros = lambda a: jnp.zeros_like(a, dtype=jnp.float32)
+  gradients = _each(room, rows, more, jax.tree.map(zeros, floats))
+  cast = lambda g, a: g.astype(a.dtype)
+  return dy, None, jax.tree.map(cast, gradients, floats), None
+
+
+_add.defvjp(_forward, _backward)
