@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from softmoe.data.captioned.config import CaptionedDataConfig
-
 from softmoe.models.config import MoEConfig, TextConfig, ViTConfig
 from softmoe.tasks import contrastive
 

@@ -11,10 +11,11 @@ from softmoe.ranges import SIZE
 class CaptionedDataConfig(PictureDataConfig):
   """Where images and their texts come from and how they become batches."""
 
-  # Of labelled images with `captions`; or 'tfds:NAME' or 'webdataset:PATH', with
-  # texts of their own.
+  # Of labelled images with `captions`; or 'tfds:NAME' or 'webdataset:PATH',
+  # with texts of their own.
   source: str = ''
   # JSON lines with the texts of each class: a file, or a folder of them.
   captions: str = ''
   tokenizer: str = 'bytes'  # or 'bpe:FILE.json' or 'sentencepiece:FILE.model'
-  length: Annotated[int, SIZE] = 64  # tokens of a text, with EOS; the rest is cut
+  # Tokens of a text, with EOS; the rest is cut.
+  length: Annotated[int, SIZE] = 64

@@ -75,7 +75,7 @@ def class_names(name: str, split: str) -> list[str]:
     return _NAMES[kind](argument, splits.base_name(split))
   count = open_source(name, split).num_classes
   if count is None:
-    expected = f"a source that knows its classes, such as {sorted(_NAMES)}"
+    expected = f'a source that knows its classes, such as {sorted(_NAMES)}'
     raise UserError('config.data.source', name, expected)
   return [str(label) for label in range(count)]
 
