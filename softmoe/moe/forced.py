@@ -17,7 +17,9 @@ KINDS = ('', 'even', 'one')
 
 
 def force(
-  routed: routing.Assignment, kind: str, mask: Bool[Array, 'g m'] | None
+  routed: routing.Slots | routing.Factors | routing.Assignment,
+  kind: str,
+  mask: Bool[Array, 'g m'] | None,
 ) -> routing.Assignment:
   """Returns a routing to as many experts a token, with the router's gates.
 

@@ -98,9 +98,9 @@ def apply_grouped(
   """
 
   def run(start, num_rows, arguments):
-    params, *arrays = arguments
+    params, x, gates, pairs = arguments
     experts = functools.partial(grouped_fn, params)
-    return sum_pairs(experts, *arrays, start, num_rows)
+    return sum_pairs(experts, x, gates, pairs, start, num_rows)
 
   pairs = sort(wanted)
   arguments = params, x, gates.astype(jnp.float32), pairs

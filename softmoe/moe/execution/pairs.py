@@ -134,11 +134,12 @@ def send(
   room = rounds.room(buffer_factor, rows, most)
 
   def run(start, num_rows, arguments):
-    experts, sizes, *arrays = arguments
+    experts, sizes, x, gates, pairs = arguments
     at = lambda rows, _: exchange.at_owners(
       experts.grouped, rows, sizes, start, num_rows, axis
     )
-    return dropless.sum_pairs(at, *arrays, jnp.zeros_like(start), rows)
+    first = jnp.zeros_like(start)
+    return dropless.sum_pairs(at, x, gates, pairs, first, rows)
 
   pairs = dropless.sort(wanted)
   sizes = exchange.gather_sizes(pairs.count, axis)
