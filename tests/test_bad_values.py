@@ -22,7 +22,10 @@ from softmoe.tasks import registry
 from softmoe.training import loop
 
 CLASSES = {name: registry.find(name).Config for name in registry.TASKS}
-UNCHECKED = ('model.moe.router_options[0][1]',)  # a router's own
+# A router's own.
+UNCHECKED = tuple(
+  f'{tower}.moe.router_options[0][1]' for tower in ('model', 'text')
+)
 
 
 def leaves(hint, path=''):
