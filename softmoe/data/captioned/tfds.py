@@ -48,8 +48,7 @@ def _texts(found: Any) -> list[bytes]:
 def _key(name: str, features: Any) -> str:
   """Returns the name of the feature that holds the texts."""
   known = [key for key in _TEXTS if key in features]
-  image = features.get(_IMAGE)
-  pixels = image is not None and image.np_dtype == np.uint8
+  pixels = _IMAGE in features and features[_IMAGE].np_dtype == np.uint8
   if not pixels or not known:
     expected = f"a data set with 'image' and one of {list(_TEXTS)}"
     raise tfds_lib.wrong(name, expected)
