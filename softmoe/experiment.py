@@ -165,7 +165,7 @@ def build(
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
   check(config, task, layers, mesh, training)
-  params = placed_params(task, mesh)
+  params = placed_params(task, model, mesh)
   rules = steered.rules(model)
   shares = _shares(config, task, params)
   schedule = schedules.make_schedule(
@@ -199,10 +199,18 @@ def abstract_params(task: task_lib.Task, mesh: jax.sharding.Mesh) -> Params:
   return sharding.abstract(lambda: _draw(task, nnx.Rngs(0)), mesh)
 
 
-def placed_params(task: task_lib.Task, mesh: jax.sharding.Mesh) -> Params:
-  """Returns shapes, types and places of parameters as a run has them."""
-  stacked = stack.stacked(abstract_model(task))
-  return jax.tree.map(sharding.fsdp, abstract_params(task, mesh), stacked)
+def placed_params(
+  task: task_lib.Task, model: Any, mesh: jax.sharding.Mesh
+) -> Params:
+  """Returns shapes, types and places of parameters as a run has them.
+
+  Args:
+    task: whose parameters they are.
+    model: its `abstract_model`.
+    mesh: where they are.
+  """
+  params = abstract_params(task, mesh)
+  return jax.tree.map(sharding.fsdp, params, stack.stacked(model))
 
 
 def moe_layers(model: Any) -> list[layer.MoE]:

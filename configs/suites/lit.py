@@ -8,7 +8,7 @@ that neither saw. It needs the workdirs of that suite, under `runs/main`.
 
 from softmoe.tables import suite
 
-MODELS = {'ViT': 'vit', 'Soft MoE': 'soft'}
+MODELS = {'ViT': 'lit:vit', 'Soft MoE': 'lit:soft'}
 
 
 def get_suite() -> suite.Suite:
@@ -18,15 +18,9 @@ def get_suite() -> suite.Suite:
     baseline='ViT',
     metric='faces/zeroshot',
     splits=('val', 'faces', 'fewshot_test'),
-    runs=tuple(
-      _run(model, argument, seed)
-      for seed in range(3)
-      for model, argument in MODELS.items()
-    ),
+    runs=suite.product(MODELS, range(3), [({}, _start)], suite.ONE_CHECKPOINT),
   )
 
 
-def _run(model: str, argument: str, seed: int) -> suite.Run:
-  init = {'init': f'runs/main/{argument}-width32-seed{seed}'}
-  overrides = suite.ONE_CHECKPOINT | init
-  return suite.Run(model, f'lit:{argument}', seed, {}, overrides)
+def _start(argument: str, seed: int) -> suite.Changes:
+  return {'init': f'runs/main/{argument}-width32-seed{seed}'}

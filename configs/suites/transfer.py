@@ -6,9 +6,9 @@ It needs the workdirs of that suite, under `runs/main`.
 from softmoe.tables import suite
 
 MODELS = {
-  'ViT': 'vit',
-  'Tokens Choice, K=1': 'tokens',
-  'Soft MoE': 'soft',
+  'ViT': 'glyphs:vit',
+  'Tokens Choice, K=1': 'glyphs:tokens',
+  'Soft MoE': 'glyphs:soft',
 }
 FASHION = suite.ONE_CHECKPOINT | {
   'steps': 1000,
@@ -21,6 +21,16 @@ FASHION = suite.ONE_CHECKPOINT | {
 }
 
 
+def _start(argument: str, seed: int) -> suite.Changes:
+  return {
+    'init': f'runs/main/{argument}-width32-seed{seed}',
+    'init_head': 'reset',
+  }
+
+
+STARTS = ({'from': 'scratch'}, {}), ({'from': 'glyphs'}, _start)
+
+
 def get_suite() -> suite.Suite:
   """Returns a run from scratch and one that is fine-tuned, of five seeds."""
   return suite.Suite(
@@ -28,19 +38,5 @@ def get_suite() -> suite.Suite:
     baseline='ViT',
     metric='test/accuracy',
     splits=('train[90%:]', 'test'),
-    runs=tuple(
-      run
-      for seed in range(5)
-      for model, argument in MODELS.items()
-      for run in _runs(model, argument, seed)
-    ),
+    runs=suite.product(MODELS, range(5), STARTS, FASHION),
   )
-
-
-def _runs(model: str, argument: str, seed: int) -> list[suite.Run]:
-  origin = f'runs/main/{argument}-width32-seed{seed}'
-  starts = {'scratch': {}, 'glyphs': {'init': origin, 'init_head': 'reset'}}
-  return [
-    suite.Run(model, f'glyphs:{argument}', seed, {'from': name}, FASHION | init)
-    for name, init in starts.items()
-  ]

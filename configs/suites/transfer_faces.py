@@ -8,9 +8,9 @@ workdirs of that suite, under `runs/main`.
 from softmoe.tables import suite
 
 MODELS = {
-  'ViT': 'vit',
-  'Tokens Choice, K=1': 'tokens',
-  'Soft MoE': 'soft',
+  'ViT': 'glyphs:vit',
+  'Tokens Choice, K=1': 'glyphs:tokens',
+  'Soft MoE': 'glyphs:soft',
 }
 VAL, TEST = 'faces[50%:60%]', 'faces[60%:]'
 FACES = suite.ONE_CHECKPOINT | {
@@ -20,6 +20,13 @@ FACES = suite.ONE_CHECKPOINT | {
 }
 
 
+def _start(argument: str, seed: int) -> suite.Changes:
+  return {'init': f'runs/main/{argument}-width32-seed{seed}'}
+
+
+STARTS = ({'from': 'scratch'}, {}), ({'from': 'glyphs'}, _start)
+
+
 def get_suite() -> suite.Suite:
   """Returns a run from scratch and one that is fine-tuned, of five seeds."""
   return suite.Suite(
@@ -27,19 +34,5 @@ def get_suite() -> suite.Suite:
     baseline='ViT',
     metric=f'{TEST}/accuracy',
     splits=(VAL, TEST),
-    runs=tuple(
-      run
-      for seed in range(5)
-      for model, argument in MODELS.items()
-      for run in _runs(model, argument, seed)
-    ),
+    runs=suite.product(MODELS, range(5), STARTS, FACES),
   )
-
-
-def _runs(model: str, argument: str, seed: int) -> list[suite.Run]:
-  origin = f'runs/main/{argument}-width32-seed{seed}'
-  starts = {'scratch': {}, 'glyphs': {'init': origin}}
-  return [
-    suite.Run(model, f'glyphs:{argument}', seed, {'from': name}, FACES | init)
-    for name, init in starts.items()
-  ]

@@ -74,14 +74,7 @@ CHIPS = (
   ),
   Chip('tpu7x', 'TPU7x', 1153.5e12, 96 * GIB, 3690e9, 100e9, dims=3, cores=2),
   Chip(
-    'a100',
-    'NVIDIA A100',
-    312e12,
-    80 * GIB,
-    2039e9,
-    300e9,
-    25e9,
-    processors=108,
+    'a100', 'NVIDIA A100', 312e12, 80 * GIB, 2039e9, 300e9, 25e9, processors=108
   ),
   Chip(
     'h100',

@@ -9,7 +9,7 @@ import pathlib
 import re
 import runpy
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from softmoe import config as config_lib
@@ -17,8 +17,10 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.process import config_flag
 
-# Coordinates in the table, and the config fields that they stand for.
-Point = tuple[Mapping[str, Any], Mapping[str, Any]]
+Changes = Mapping[str, Any]  # config fields by dotted path
+# Coordinates in the table, and the config fields that they stand for: a function
+# of the config's argument and the seed, where they name another run.
+Point = tuple[Mapping[str, Any], Changes | Callable[[str, int], Changes]]
 
 # Overrides for suites of many runs: a workdir stays small.
 ONE_CHECKPOINT = {'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
@@ -139,12 +141,15 @@ def product(
     overrides: of all runs; those of a point come after them.
   """
   common = dict(overrides or {})
-  return tuple(
-    Run(model, config, seed, dict(sweep), common | dict(changes))
-    for seed, (sweep, changes), (model, config) in itertools.product(
-      seeds, list(points), models.items()
-    )
-  )
+
+  def run(seed: int, point: Point, model: tuple[str, str]) -> Run:
+    (sweep, changes), (name, config) = point, model
+    if callable(changes):
+      changes = changes(config.partition(':')[2], seed)
+    return Run(name, config, seed, dict(sweep), common | dict(changes))
+
+  each = itertools.product(seeds, list(points), models.items())
+  return tuple(itertools.starmap(run, each))
 
 
 def find(name: str) -> pathlib.Path:

@@ -62,7 +62,8 @@ def _origin(experiment: experiment_lib.Experiment) -> experiment_lib.Experiment:
   if not experiment.config.upcycle.enabled:
     return experiment
   task = upcycle.dense(experiment.task)
-  params = experiment_lib.placed_params(task, experiment.mesh)
+  model = experiment_lib.abstract_model(task)
+  params = experiment_lib.placed_params(task, model, experiment.mesh)
   return dataclasses.replace(experiment, task=task, abstract_params=params)
 
 

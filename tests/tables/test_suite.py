@@ -2,6 +2,7 @@
 
 import operator
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -108,3 +109,20 @@ def test_suites_that_come_along_have_good_configs(path):
     assert run.load_config().seed == run.seed
   for name in found.evaluators:
     assert callable(config_lib.load('evaluators', name))
+
+
+def test_a_point_may_follow_from_the_run():
+  start = lambda argument, seed: {'init': f'runs/{argument}{seed}'}
+  models = {'ViT': 'glyphs:vit', 'Soft MoE': 'glyphs:soft'}
+  runs = suite.product(models, [3], [({}, start)], {'init': '', 'steps': 5})
+  assert [run.overrides for run in runs] == [
+    {'init': 'runs/vit3', 'steps': 5},
+    {'init': 'runs/soft3', 'steps': 5},
+  ]
+
+
+def test_the_documentation_counts_the_runs():
+  text = (pathlib.Path(__file__).parents[2] / 'docs/suites.md').read_text()
+  told = dict(re.findall(r'^\| `(\w+)` \|.*\| (\d+) \|$', text, re.MULTILINE))
+  runs = {path.stem: str(len(suite.load(path).runs)) for path in FILES}
+  assert told == runs
