@@ -18,8 +18,8 @@ from softmoe.errors import UserError
 from softmoe.process import config_flag
 
 Changes = Mapping[str, Any]  # config fields by dotted path
-# Coordinates in the table, and the fields that they stand for: a function of the
-# config's argument and the seed, where they name another run.
+# Coordinates in the table, and the fields that they stand for: a function of
+# the config's argument and the seed, where they name another run.
 Point = tuple[Mapping[str, Any], Changes | Callable[[str, int], Changes]]
 
 # Overrides for suites of many runs: a workdir stays small.
