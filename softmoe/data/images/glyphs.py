@@ -72,7 +72,8 @@ def _manifest(folder: str) -> dict[str, Any]:
 
 def _load(folder: str, name: str) -> np.ndarray:
   try:
-    return np.load(pathlib.Path(folder) / name, mmap_mode='r')
+    # A plain view of the map: numpy's own class of maps is slow to index.
+    return np.asarray(np.load(pathlib.Path(folder) / name, mmap_mode='r'))
   except (OSError, ValueError, EOFError) as e:
     raise _wrong(folder, f'an intact {name} in it ({e})') from e
 
