@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import config as config_lib
-from softmoe.models import flash, norms, rotary, visibility
+from softmoe.models import flash, norms, plain, rotary, visibility
 from softmoe.moe import dot
 
 IMPLEMENTATIONS = ('plain', 'xla', 'cudnn', 'pallas')
@@ -200,7 +200,9 @@ def attend(
     name = 'xla'
   allowed = visibility.both(visible, visibility.same_segment(segments))
   if name == 'plain':
-    y = _plain(query, key, value, allowed, causal)
+    square = query.shape[2], key.shape[2]
+    earlier = visibility.triangle(*square) if causal else None
+    y = plain.attend(query, key, value, visibility.both(allowed, earlier))
   elif name == 'pallas':
     mask = None if visible is None else visible[:, 0, 0]
     call = functools.partial(flash.attend, causal=causal)
@@ -211,24 +213,6 @@ def attend(
     return y
   # The softmax of a row that sees nothing is a mean of what it must not see.
   return jnp.where(visibility.reads_any(allowed, query.shape[2], causal), y, 0)
-
-
-def _plain(query, key, value, visible, causal):
-  """Attends by two plain batched matmuls.
-
-  Heads come before tokens: this is what a CPU is fast at, and what
-  `jax.nn.dot_product_attention` does not give.
-  """
-  logits = jnp.einsum(
-    'bhqk,bhnk->bhqn', query, key, preferred_element_type=jnp.float32
-  )
-  logits = logits * query.shape[-1] ** -0.5
-  if causal:
-    visible = visibility.both(visible, visibility.triangle(*logits.shape[2:]))
-  if visible is not None:
-    logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
-  weights = jax.nn.softmax(logits)
-  return jnp.einsum('bhqn,bhnk->bhqk', weights.astype(value.dtype), value)
 
 
 def _fused(query, key, value, visible, causal, name):
