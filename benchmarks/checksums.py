@@ -2,13 +2,14 @@
 
 python benchmarks/checksums.py
 
-Saves a state of random weights several times, and prints what each save took:
-in seconds that passed, and in seconds of the processor, which tell more where
-the machine has other work. `sync` is the wait for the disk.
+Saves a state of random weights several times, and prints the medians of what a
+save took: in seconds that passed, and in seconds of the processor. `sync` is
+the wait for the disk.
 """
 
 import argparse
 import pathlib
+import statistics
 import tempfile
 import time
 
@@ -48,7 +49,7 @@ def main():
   """Saves, and prints a table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--gigabytes', type=float, default=1.0)
-  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--rounds', type=int, default=9)
   options = parser.parse_args()
   state = make_state(options.gigabytes)
   clocks = time.perf_counter, time.process_time
@@ -73,10 +74,14 @@ def main():
     listed = (path / checksums.FILE).stat().st_size
   table = []
   for i, name in enumerate(('passed', 'of the processor')):
-    for total, sums in rows:
-      share = sums['checksums'][i] / total[i]
-      values = total[i], sums['checksums'][i], sums['sync'][i]
-      table.append([name, *(f'{v:.2f}' for v in values), f'{share:.1%}'])
+    median = lambda values: statistics.median(list(values))
+    shares = [sums['checksums'][i] / total[i] for total, sums in rows]
+    values = (
+      median(total[i] for total, _ in rows),
+      *(median(sums[part][i] for _, sums in rows) for part in parts),
+    )
+    spread = f'{median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})'
+    table.append([name, *(f'{v:.2f}' for v in values), spread])
   titles = ['seconds', 'save', 'checksums', 'sync', 'share of checksums']
   print(markdown.table(titles, table))
   print(f'\n{size:,} bytes, of them {listed:,} of checksums')

@@ -34,6 +34,8 @@ from softmoe.runs import background, checksums, disk, leaves, noise
 Tree = Any  # a nested pytree of arrays, or of jax.ShapeDtypeStruct
 
 _METRICS = 'metrics/metrics'  # the file of a checkpoint's evaluation
+# In bytes. One file of all would leave its checksum to a single thread.
+_FILE_SIZE = 2**26
 _opened = itertools.count()  # the same in all processes: they open alike
 
 noise.quiet()
@@ -97,7 +99,8 @@ class Checkpoints:
     new = self._directory / f'.saving-{step}-{self._token}'
     with disk.writing(self._directory / str(step)):
       self._prepare()
-      written = ocp.save_async(str(new), state)
+      with _saving():
+        written = ocp.save_async(str(new), state)
     self._steps.append(step)
     self._saving.start(lambda: self._finish(step, new, written, metrics))
     return True
@@ -376,6 +379,13 @@ def _metrics(path: pathlib.Path) -> dict[str, float]:
     raise ValueError(f'{_METRICS}: not as written')
   file = path / _METRICS
   return json.loads(file.read_bytes()) if file.exists() else {}
+
+
+def _saving() -> ocp.Context:
+  """Returns a context in which checkpoints become files of a moderate size."""
+  context = ocp.Context()
+  context.array.saving.ocdbt_target_data_file_size = _FILE_SIZE
+  return context
 
 
 def _saved(path: pathlib.Path) -> dict[str, str]:
