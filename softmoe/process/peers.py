@@ -30,10 +30,14 @@ _FAREWELL = 5000  # milliseconds for the others to hear why it ended
 _LOSS = re.compile(
   r'(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): '
   r'|[A-Z_]+: Barrier failed because: task is set to ERROR: '
+  r'|[A-Z_]+: Task \(.*\) is already in error before the barrier was called'
   r'|[A-Z_]+: .*(Gloo|NCCL).* failed: .*(by peer|remote p|network error'
   r'|([Rr]ead|[Ww]rite) error|[Cc]onnect|[Ss]ocket closed|[Tt]imed? ?out)',
   re.DOTALL,
 )
+
+# What Orbax raises of its own says so in the middle, and has no cause.
+_QUOTED = 'The original error raised was: '
 
 _LENGTH = 300  # of what is shown of an error
 _GONE = 'another process of the job ended or cannot be reached'
@@ -214,6 +218,8 @@ def _print(message: str) -> None:
 
 
 def _says_lost(error: BaseException) -> bool:
+  if isinstance(error, TimeoutError):
+    return bool(_LOSS.match(str(error).partition(_QUOTED)[2]))
   # On a CPU the runtime raises its status as a plain ValueError.
   own = isinstance(error, jax.errors.JaxRuntimeError)
   return (own or type(error) is ValueError) and bool(_LOSS.match(str(error)))

@@ -24,6 +24,15 @@ LOST = [
     'INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task '
     '1 heartbeat timeout. This indicates that the remote task has failed.'
   ),
+  jax.errors.JaxRuntimeError(
+    'INTERNAL: Task (1) is already in error before the barrier was called. '
+    'Barrier Id: b5/11::0 Task error: UNAVAILABLE: Task 1 heartbeat timeout.'
+  ),
+  TimeoutError(
+    "Timeout waiting at barrier '[op=2] sync'. The original error raised was: "
+    'INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task '
+    '1 heartbeat timeout.'
+  ),
   jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'),
   jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: a::0.'),
 ]
@@ -33,6 +42,7 @@ OTHER = [
   KeyError('UNAVAILABLE: a key'),
   RuntimeError('ABORTED: by a library'),
   OSError('CANCELLED: a read'),
+  TimeoutError('UNAVAILABLE: a server of another kind'),
   jax.errors.JaxRuntimeError(
     'RESOURCE_EXHAUSTED: Out of memory; not ABORTED: '
   ),
