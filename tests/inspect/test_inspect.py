@@ -32,6 +32,7 @@ def inspect(workdir, *flags):
   return page, json.loads((workdir / 'inspect.json').read_text())
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_evaluation_scanned_or_not(tiny, tmp_path):
   """Also on eight devices, whatever the mesh of the training."""
   run = runs.images(
@@ -74,6 +75,7 @@ def test_text_has_the_expert_of_each_token(tmp_path):
   assert coloured and all(hue in page for hue in coloured)
 
 
+@pytest.mark.slow
 def test_translation_has_the_tokens_of_both_sides(tmp_path):
   """Of the sentences of the most common length, without what fills them up."""
   run = runs.pairs(tmp_path, short=3, long=11)

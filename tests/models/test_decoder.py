@@ -54,7 +54,9 @@ def test_no_token_sees_a_later_one(positions):
     assert np.all(after[:, i] != before[:, i])
 
 
-@pytest.mark.parametrize('positions', ['learned', 'rotary'])
+@pytest.mark.parametrize(
+  'positions', [pytest.param('learned', marks=pytest.mark.slow), 'rotary']
+)
 def test_documents_of_a_window_are_as_each_alone(positions):
   model = make(positions=positions)
   segments = np.array([[1, 1, 2, 2, 2, 3]] * 2)

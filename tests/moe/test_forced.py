@@ -68,7 +68,10 @@ def run(mesh_sizes, mesh, implementation, **options):
   'kind, factor, rounds',
   # All rows of 4 devices for one, which has room for 1.25 of 4 shares and then
   # for half as many; or a share for each, which has room for half of it.
-  [('one', 1.25, 6), ('even', 0.5, 3)],
+  [
+    ('one', 1.25, 6),
+    pytest.param('even', 0.5, 3, marks=pytest.mark.slow),
+  ],
 )
 def test_rounds_of_the_fullest_device(mesh, kind, factor, rounds):
   options = dict(forced_routing=kind, buffer_factor=factor)

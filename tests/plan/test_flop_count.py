@@ -109,7 +109,9 @@ def test_a_grouped_matmul_counts_its_blocks():
   assert count(backward, x, w, sizes, dy) == (total, True)
 
 
-@pytest.mark.parametrize('model', ['vit', 'soft'])
+@pytest.mark.parametrize(
+  'model', [pytest.param('vit', marks=pytest.mark.slow), 'soft']
+)
 @pytest.mark.parametrize('program', [programs.TRAIN, programs.INFERENCE])
 def test_a_step_against_the_compilers_count(tiny, model, program):
   """Larger than tiny, so that what is no product weighs little."""

@@ -127,6 +127,7 @@ def test_classes_of_another_source_in_templates(evaluated):
   assert len(seen[1]) == 20
 
 
+@pytest.mark.slow
 def test_losses_of_both_towers_experts_are_in():
   experiment = build(mesh='data:1', model=SPARSE, text=SPARSE)
   batch = next(train_batches(experiment))

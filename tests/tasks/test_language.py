@@ -83,7 +83,7 @@ def curve(config, devices):
 @pytest.mark.parametrize(
   ('mesh', 'parts', 'scan'),
   [
-    ('data:2,expert:4', 2, True),
+    pytest.param('data:2,expert:4', 2, True, marks=pytest.mark.slow),
     pytest.param('fsdp:2,expert:4', 1, False, marks=pytest.mark.slow),
   ],
 )
@@ -130,6 +130,7 @@ def test_loss_is_a_mean_over_tokens(config_of):
   assert found['perplexity'] == pytest.approx(math.exp(found['loss']))
 
 
+@pytest.mark.slow
 def test_run_keeps_its_tokenizer(config_of, tmp_path, capsys):
   name = trained.name('bpe', tmp_path)
   data = {'tokenizer': name}

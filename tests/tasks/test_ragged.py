@@ -111,6 +111,7 @@ def failing_after(steps):
   return made
 
 
+@pytest.mark.slow
 def test_it_is_planned():
   config = config_of(mesh='data:2,expert:4')
   target = targets.open_target('cpu:8')

@@ -40,6 +40,7 @@ def test_time_is_of_the_innermost_part():
   assert '87.0 %' in lines[2] and '100.0 %' in lines[-1]
 
 
+@pytest.mark.slow
 def test_steps_are_profiled(tiny, one_device, tmp_path, capsys):
   config = tiny(profile=(2, 3), mesh='data:1,expert:1', steps=4)
   loop.train(config, tmp_path / 'run')

@@ -288,6 +288,7 @@ UPCYCLED = dict(
 )
 
 
+@pytest.mark.slow
 def test_a_dense_run_is_upcycled_on_a_mesh(saved, tiny, capsys):
   """With low-rank parts beside the kernels, which change nothing at first."""
   dense = dict(model__depth=4, mesh='data:1')
@@ -324,6 +325,7 @@ def test_a_dense_run_is_upcycled_on_a_mesh(saved, tiny, capsys):
   assert found['loss'] == pytest.approx(expected['loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exported_vit_is_upcycled(saved, tiny, tmp_path, one_device):
   """A file onto a mesh whose experts are split, beside fresh low-rank parts."""
   pytest.importorskip('safetensors')

@@ -164,6 +164,7 @@ def test_sizes_that_do_not_fit_are_named(moe, expected):
     layers(TOP2 | moe)
 
 
+@pytest.mark.slow
 def test_a_language_model_is_upcycled_too(tmp_path):
   (tmp_path / 'a.txt').write_text('one two three four five')
   sizes = dict(width=D, depth=2, mlp_dim=F, num_heads=2, vocab_size=257)

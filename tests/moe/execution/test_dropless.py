@@ -145,7 +145,14 @@ def test_vmap_over_groups(form):
     assert_equal(one, plain(*case), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('form', ['loop', 'buffer', 'rounds'])
+@pytest.mark.parametrize(
+  'form',
+  [
+    'loop',
+    pytest.param('buffer', marks=pytest.mark.slow),
+    pytest.param('rounds', marks=pytest.mark.slow),
+  ],
+)
 def test_scan_over_layers_and_remat(form):
   cases = [draw(seed, 37, 5) for seed in (0, 5, 6)]
   params, _, gates, wanted, _ = jax.tree.map(lambda *a: jnp.stack(a), *cases)
