@@ -40,8 +40,8 @@ def _multiply(options: dict[str, Any]):
   """Returns the product of rows and a matrix, with gradients for a CPU.
 
   XLA multiplies by a transposed left side, as the gradient of the matrix is
-  written, up to 1.5 times slower than it copies it and multiplies the copy. Of
-  hidden units there are too many: the copy would cost what it saves.
+  written, slower than it copies it and multiplies the copy. Of hidden units
+  there are too many: the copy would cost what it saves.
   """
   dot = lambda x, kernel, side: jax.lax.dot_general(
     x, kernel, (((side,), (0,)), ((), ())), **options

@@ -102,6 +102,18 @@ def test_gradients(name):
     np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_in_bfloat16():
+  *heads, weight = draw_heads()
+  half = [x.astype(jnp.bfloat16) for x in heads]
+  attend = functools.partial(attention.attend, causal=True)
+  expected = gradients(attend, weight, *heads)
+  for actual, right in zip(
+    gradients(attend, weight, *half), expected, strict=True
+  ):
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype('f'), right, atol=0.03)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_nothing_to_see_is_zero_with_finite_gradients(name):
   *heads, weight = draw_heads()

@@ -80,12 +80,10 @@ def curve(config, devices):
   return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('mesh', 'parts', 'scan'),
-  [
-    pytest.param('data:2,expert:4', 2, True, marks=pytest.mark.slow),
-    pytest.param('fsdp:2,expert:4', 1, False, marks=pytest.mark.slow),
-  ],
+  [('data:2,expert:4', 2, True), ('fsdp:2,expert:4', 1, False)],
 )
 def test_any_mesh_any_parts(config_of, mesh, parts, scan):
   expected = curve(config_of(mesh='data:1'), 1)

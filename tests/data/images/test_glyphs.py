@@ -26,8 +26,7 @@ def test_split_is_read_and_pixels_stay_on_the_disk(tmp_path):
   assert len(source) == 4 and source.num_classes == 2
   pixels = np.load(tmp_path / 'train_images.npy')
   assert (source[0]['image'][..., 0] == pixels[2]).all()
-  held = source.source.images.base
-  assert isinstance(held if held.base is None else held.base, np.memmap)
+  assert isinstance(source.source.images.base.base, np.memmap)
 
 
 def test_fingerprints():
