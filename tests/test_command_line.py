@@ -69,43 +69,49 @@ def assert_refused(done, *words):
     assert word in done.stderr
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'words'),
-  [
-    (['--config.modle.width=3'], ["'modle'", 'Did you mean "model"']),
-    (['--config.model.widht=3'], ["'widht'", 'Did you mean "width"']),
-    (['--config.xyz=3'], ["no such config field: 'xyz'"]),
-    (['--config.steps=abc'], ['config.steps=abc', 'int']),
-    (
-      ['--config.optimizer.learning_rate=fast'],
-      ['config.optimizer.learning_rate=fast', 'float'],
-    ),
-    (['--config.model.scan=perhaps'], ['config.model.scan=perhaps', 'oolean']),
-    (['--wrkdir=x'], ["'wrkdir'", 'workdir']),
-    (['--workdir='], ['give --workdir=DIRECTORY']),
-    (['--cpu_devices=-1'], ['cpu_devices']),
-    (['steps=3'], ["'steps=3'", '--name=value']),
-    (['--config.name=\udcff'], ['not UTF-8']),
-  ],
-)
+def some(quick, cases):
+  """Returns all the cases; those after the first `quick` are slow."""
+  late = [pytest.param(*case, marks=pytest.mark.slow) for case in cases[quick:]]
+  return [*cases[:quick], *late]
+
+
+WRONG_FLAGS = [
+  (['--config.model.widht=3'], ["'widht'", 'Did you mean "width"']),
+  (['--config.steps=abc'], ['config.steps=abc', 'int']),
+  (['--wrkdir=x'], ["'wrkdir'", 'workdir']),
+  (['--config.name=\udcff'], ['not UTF-8']),
+  (['--config.modle.width=3'], ["'modle'", 'Did you mean "model"']),
+  (['--config.xyz=3'], ["no such config field: 'xyz'"]),
+  (
+    ['--config.optimizer.learning_rate=fast'],
+    ['config.optimizer.learning_rate=fast', 'float'],
+  ),
+  (['--config.model.scan=perhaps'], ['config.model.scan=perhaps', 'oolean']),
+  (['--workdir='], ['give --workdir=DIRECTORY']),
+  (['--cpu_devices=-1'], ['cpu_devices']),
+  (['steps=3'], ["'steps=3'", '--name=value']),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'words'), some(4, WRONG_FLAGS))
 def test_a_wrong_flag_is_one_line(call, tmp_path, arguments, words):
   done = call('train.py', *TINY, f'--workdir={tmp_path / "run"}', *arguments)
   assert_refused(done, *words)
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(
-  ('config', 'words'),
-  [
-    ('tests/tiny.py:sfot', ["'sfot'", "'soft'"]),
-    ('nowhere.py', ['--config', "'nowhere.py'"]),
-    ('quickstrat:soft', ['--config', "'quickstrat'", "'quickstart'"]),
-    ('quickstart:sfot', ["'sfot'", "'soft'"]),
-    ('Makefile', ['--config', 'Makefile']),
-    ('', ['--config']),
-    (None, ['give --config=FILE']),
-  ],
-)
+WRONG_CONFIGS = [
+  ('tests/tiny.py:sfot', ["'sfot'", "'soft'"]),
+  ('quickstrat:soft', ['--config', "'quickstrat'", "'quickstart'"]),
+  (None, ['give --config=FILE']),
+  ('nowhere.py', ['--config', "'nowhere.py'"]),
+  ('quickstart:sfot', ["'sfot'", "'soft'"]),
+  ('Makefile', ['--config', 'Makefile']),
+  ('', ['--config']),
+]
+
+
+@pytest.mark.parametrize(('config', 'words'), some(3, WRONG_CONFIGS))
 def test_a_wrong_config_file_is_one_line(call, tmp_path, config, words):
   given = [] if config is None else [f'--config={config}']
   done = call('train.py', *given, f'--workdir={tmp_path / "run"}')

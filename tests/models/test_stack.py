@@ -192,7 +192,10 @@ CAUSAL = {
 
 @pytest.mark.parametrize(
   ('router', 'scan'),
-  [*((router, False) for router in CAUSAL), ('segment_soft', True)],
+  [
+    *((router, False) for router in CAUSAL),
+    pytest.param('segment_soft', True, marks=pytest.mark.slow),
+  ],
 )
 def test_caches_of_every_causal_router_after_a_prompt(router, scan):
   moe = model_config.MoEConfig(

@@ -27,12 +27,9 @@ FULL = [
 HALF, NONE = (8, 2, (2, 4), ('data',)), (3, 3, (1, 8), ())
 FEW = [
   ('mixture_of_tokens', *HALF),
-  ('tokens_choice', *HALF),
   ('bias_balanced dropless', *HALF),
-  ('hash grouped', *HALF),
   ('soft', *NONE),
   ('soft tiles', *HALF),
-  ('soft tiles', *NONE),
   ('relu', *NONE),
 ]
 

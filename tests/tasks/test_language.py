@@ -1,6 +1,7 @@
 """Language modelling from a config: loss, bits a byte, parts, files, text."""
 
 import dataclasses
+import functools
 import math
 import re
 import subprocess
@@ -92,24 +93,26 @@ def test_any_mesh_any_parts(config_of, mesh, parts, scan):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def log_softmax(graphdef, params, batch):
+  model = nnx.merge(graphdef, params)
+  where = {name: batch[name] for name in ('segments', 'positions')}
+  x, _, _ = model(batch['tokens'], **where)
+  return jax.nn.log_softmax(model.logits(x))
+
+
 def test_loss_is_a_mean_over_tokens(config_of):
   experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
   params = jax.jit(experiment.init_params)()
   found = experiment.evaluate(params, 'train[:5]')
   assert {*experiment.task.ratings()} <= {*found}
-  model = nnx.merge(experiment.graphdef, params)
+  forward = jax.jit(functools.partial(log_softmax, experiment.graphdef))
   losses, num_bytes = [], 0
   tokenizer = experiment.task.tokenizer
   batches = experiment.task.eval_batches('train[:5]', np.arange(8))
   per_document = {}
   count = 0
   for batch in batches:
-    x, _, _ = model(
-      jnp.asarray(batch['tokens']),
-      segments=jnp.asarray(batch['segments']),
-      positions=jnp.asarray(batch['positions']),
-    )
-    logs = np.asarray(jax.nn.log_softmax(model.logits(x)))
+    logs = np.asarray(forward(params, batch))
     for at in zip(*np.nonzero(batch['weights']), strict=True):
       target = batch['targets'][at]
       losses.append(-logs[at][target])
