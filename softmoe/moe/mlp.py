@@ -1,6 +1,7 @@
 """The transformer's MLP, which is also the default expert."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,11 +74,11 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Applies the MLP to every token by itself."""
-    return self.down(self.hidden(x))
+    return self._apply(lambda linear, x: linear(x), x)
 
   def hidden(self, x: Float[Array, '*b d']) -> Float[Array, '*b f']:
     """Returns what the hidden units say of every token."""
-    return self._hidden(lambda linear: linear(x))
+    return self._activate(*(linear(x) for linear in self._first()))
 
   def gated(
     self, x: Float[Array, 'n d'], gates: Float[Array, ' n']
@@ -104,13 +105,28 @@ class Mlp(nnx.Module):
       group_sizes: number of rows of each expert.
     """
     apply = lambda linear, x: _grouped_linear(linear, x, group_sizes)
-    h = self._hidden(lambda linear: apply(linear, x))
-    return apply(self.down, h)
+    return self._apply(apply, x)
 
-  def _hidden(self, apply: Callable[[Any], Array]) -> Float[Array, '*b f']:
-    """Returns what the last matmul takes, given how to apply a `Linear`."""
-    h = _ACTIVATIONS[self.activation](apply(self.up))
-    return h * apply(self.factor) if self.activation == 'swiglu' else h
+  def _apply(
+    self, apply: Callable[[Any, Array], Array], x: Float[Array, '*b d']
+  ) -> Float[Array, '*b d']:
+    """Applies the MLP, given how to apply a `Linear`.
+
+    The backward pass computes the activation again from what the first matmuls
+    returned, and keeps nothing else of it: its derivative would keep several
+    arrays of the hidden width, and under a scan over blocks write each of them.
+    """
+    last = lambda *units: apply(self.down, self._activate(*units))
+    units = (apply(linear, x) for linear in self._first())
+    return jax.checkpoint(last, prevent_cse=False)(*units)
+
+  def _first(self) -> tuple[Any, ...]:
+    swiglu = self.activation == 'swiglu'
+    return (self.up, self.factor) if swiglu else (self.up,)
+
+  def _activate(self, *units: Float[Array, '*b f']) -> Float[Array, '*b f']:
+    """Returns what the last matmul takes, of what the first ones return."""
+    return math.prod(units[1:], start=_ACTIVATIONS[self.activation](units[0]))
 
 
 def _grouped_linear(

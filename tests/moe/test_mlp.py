@@ -185,3 +185,17 @@ def test_activations(activation):
 def test_unknown_activation():
   with pytest.raises(UserError, match="activation: got 'tanh'"):
     mlp.Mlp(WIDTH, HIDDEN, activation='tanh', rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+  ('activation', 'firsts'), [('gelu', 1), ('gelu_exact', 1), ('swiglu', 2)]
+)
+def test_of_the_hidden_units_only_the_first_matmuls_outputs_are_kept(
+  activation, firsts
+):
+  module = mlp.Mlp(WIDTH, HIDDEN, activation=activation, rngs=nnx.Rngs(0))
+  graphdef, params = nnx.split(module)
+  call = lambda params, x: nnx.merge(graphdef, params)(x)
+  pull = jax.vjp(call, params, jnp.ones((ROWS, WIDTH)))[1]
+  kept = [v.shape for v in jax.tree.leaves(pull)]
+  assert kept.count((ROWS, HIDDEN)) == firsts

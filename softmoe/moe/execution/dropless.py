@@ -134,7 +134,9 @@ def sum_pairs(
   out = grouped_fn(_gather(x, token, real), sizes)
   expert = jnp.searchsorted(ends, row, side='right')
   gate = gates[token, jnp.minimum(expert, gates.shape[1] - 1)]
-  return _combine(out, gate, token, real, len(x))
+  # Its backward pass takes `out` in float32 anew, which would be kept.
+  combine = functools.partial(_combine, num_tokens=len(x))
+  return jax.checkpoint(combine, prevent_cse=False)(out, gate, token, real)
 
 
 @jax.named_scope('dispatch')
