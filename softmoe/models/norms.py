@@ -1,23 +1,19 @@
 """LayerNorm as the models have it."""
 
-import jax
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from softmoe import recompute
 from softmoe.models import config as config_lib
 
 
 class LayerNorm(nnx.LayerNorm):
-  """LayerNorm whose backward pass computes it again from its input.
-
-  Its derivative would keep several float32 arrays of the input's size, and
-  under a scan over blocks write each of them.
-  """
+  """LayerNorm whose backward pass keeps its input alone."""
 
   def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
     """Normalises the last axis."""
-    return jax.checkpoint(super().__call__, prevent_cse=False)(x)
+    return recompute.from_arguments(nnx.LayerNorm.__call__)(self, x)
 
 
 def layer_norm(

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from softmoe import recompute
 from softmoe.errors import UserError
 from softmoe.moe import dot
 from softmoe.moe.execution import grouped_matmul
@@ -104,21 +105,21 @@ class Mlp(nnx.Module):
       x: rows; those past the last group's come back as anything.
       group_sizes: number of rows of each expert.
     """
-    apply = lambda linear, x: _grouped_linear(linear, x, group_sizes)
-    return self._apply(apply, x)
+    return self._apply(_grouped_linear, x, group_sizes)
 
   def _apply(
-    self, apply: Callable[[Any, Array], Array], x: Float[Array, '*b d']
+    self, apply: Callable[..., Array], x: Float[Array, '*b d'], *rows: Array
   ) -> Float[Array, '*b d']:
-    """Applies the MLP, given how to apply a `Linear`.
+    """Applies the MLP, given how to apply a `Linear` to x and what is of rows.
 
-    The backward pass computes the activation again from what the first matmuls
-    returned, and keeps nothing else of it: its derivative would keep several
-    arrays of the hidden width, and under a scan over blocks write each of them.
+    Of the hidden units what the first matmuls return is all that is kept.
     """
-    last = lambda *units: apply(self.down, self._activate(*units))
-    units = (apply(linear, x) for linear in self._first())
-    return jax.checkpoint(last, prevent_cse=False)(*units)
+
+    def last(down, rows, *units):
+      return apply(down, self._activate(*units), *rows)
+
+    units = (apply(linear, x, *rows) for linear in self._first())
+    return recompute.from_arguments(last)(self.down, rows, *units)
 
   def _first(self) -> tuple[Any, ...]:
     swiglu = self.activation == 'swiglu'

@@ -15,6 +15,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from softmoe import recompute
 from softmoe.errors import UserError
 from softmoe.moe.execution import chunks, floats, rounds
 
@@ -134,9 +135,8 @@ def sum_pairs(
   out = grouped_fn(_gather(x, token, real), sizes)
   expert = jnp.searchsorted(ends, row, side='right')
   gate = gates[token, jnp.minimum(expert, gates.shape[1] - 1)]
-  # Its backward pass takes `out` in float32 anew, which would be kept.
   combine = functools.partial(_combine, num_tokens=len(x))
-  return jax.checkpoint(combine, prevent_cse=False)(out, gate, token, real)
+  return recompute.from_arguments(combine)(out, gate, token, real)
 
 
 @jax.named_scope('dispatch')
@@ -144,8 +144,10 @@ def _gather(
   x: Float[Array, 'm d'], token: Int[Array, ' n'], real: Bool[Array, ' n']
 ) -> Float[Array, 'n d']:
   # In float32 from end to end, since gradients are summed where tokens repeat.
-  rows = x.astype(jnp.float32)[token]
-  return jnp.where(real[:, None], rows, 0).astype(x.dtype)
+  # Tokens that are not there, in place of a mask, which would be kept.
+  token = jnp.where(real, token, len(x))
+  rows = x.astype(jnp.float32).at[token].get(mode='fill', fill_value=0)
+  return rows.astype(x.dtype)
 
 
 @jax.named_scope('combine')

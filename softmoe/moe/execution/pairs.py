@@ -100,16 +100,23 @@ def collect(
   """Runs the experts of this device on all tokens that want them.
 
   Over a mesh axis, every device collects the tokens of the axis, and the
-  partial sums are added where the tokens live.
+  partial sums are added where the tokens live. The backward pass collects them
+  again, and keeps its own alone.
   """
   if axis is None:
     y, num = apply(experts, x, mine(gates, 1), mine(wanted, 1))
     return Ran(y, count(wanted), num)
-  x = jax.lax.all_gather(x, axis, tiled=True)
   gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
   wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
-  y, num = apply(experts, x, gates, wanted)
-  y = jax.lax.psum_scatter(y, axis, tiled=True)
+
+  def run(experts, x, gates, wanted):
+    x = jax.lax.all_gather(x, axis, tiled=True)
+    y, num = apply(experts, x, gates, wanted)
+    return jax.lax.psum_scatter(y, axis, tiled=True), num
+
+  policy = lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p
+  run = jax.checkpoint(run, prevent_cse=False, policy=policy)
+  y, num = run(experts, x, gates, wanted)
   return Ran(y, count(wanted), num)
 
 
