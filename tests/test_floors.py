@@ -18,7 +18,7 @@ FLOORS = (
   ('tasks',),
   ('models',),
   ('moe', 'data', 'optim'),
-  ('sharding', 'config', 'process'),
+  ('sharding', 'recompute', 'config', 'process'),
   ('ranges',),
   ('errors',),
 )
