@@ -13,7 +13,9 @@ quickstart: $(READY)
 	$(BIN)/python -m softmoe.tables.results $(QUICKSTART)/vit $(QUICKSTART)/soft
 
 # A file is one worker's, so that its runs share what they compile and train.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# One more than there are cores, for those that wait for a process of their own.
+WORKERS := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
