@@ -162,7 +162,12 @@ def some(quick, cases):
   return [pytest.param(*case, marks=slow(case)) for case in cases]
 
 
-@pytest.mark.parametrize('name, argument', some(SHRUNK.values(), ALL))
+ENDS = {
+  f'{name}:{m["ARGUMENTS"][i]}' for name, m in MODULES.items() for i in (0, -1)
+}
+
+
+@pytest.mark.parametrize('name, argument', some(ENDS, ALL))
 def test_builds(name, argument):
   config = load(name, argument)
   experiment = experiment_lib.build(config)
