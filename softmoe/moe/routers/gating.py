@@ -9,7 +9,6 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from softmoe import recompute
 from softmoe.errors import UserError
 
 
@@ -34,10 +33,6 @@ def logits(
     ValueError: the tokens are not as wide as the kernel.
   """
   check_width(x, kernel.shape[0])
-  return recompute.from_arguments(_float32_matmul)(x, kernel)
-
-
-def _float32_matmul(x, kernel):
   return jnp.matmul(
     x.astype(jnp.float32),
     kernel.astype(jnp.float32),
