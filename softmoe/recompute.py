@@ -17,7 +17,8 @@ def from_arguments(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Returns `fn`, of which the backward pass keeps the arguments alone.
 
   `jax.checkpoint` says the same, but not within another one: the policy of the
-  outer one decides there, and that of `fsdp` keeps everything but weights.
+  outer one decides there, and that of `fsdp` keeps everything but weights. It
+  has no forward-mode derivative.
 
   Args:
     fn: of pytrees of arrays. It closes over none.
