@@ -34,7 +34,6 @@ from softmoe.models import vit
 from softmoe.plan import estimate, programs, targets
 from softmoe.runs import state as state_lib
 from softmoe.tables import markdown
-from softmoe.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the loops are those of the tests
@@ -64,6 +63,8 @@ def main() -> None:
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('--smoke', action='store_true')
   options = parser.parse_args()
+  if options.out.exists():
+    parser.error(f'OUT: got {str(options.out)!r}; a folder that is not there')
   options.out.mkdir(parents=True)
   # What the roofline is read off is compiled once, then run.
   jax.config.update('jax_compilation_cache_dir', str(options.out / 'compiled'))
@@ -213,14 +214,9 @@ def _time(config: config_lib.Config, device: jax.Device) -> dict[str, float]:
   rows = prefetch.local_rows(experiment.mesh, config.data.batch_size)
   batches = experiment.task.train_batches(rows)
   batch = next(prefetch.to_devices(batches, experiment.mesh, 0))
-  step = step_lib.make_train_step(experiment)
-  state = state_lib.init(experiment)
-
-  def infer(params, batch):
-    model = nnx.merge(experiment.graphdef, params)
-    return experiment.task.infer(model, batch)
-
-  infer, found = jax.jit(infer), {}
+  build = lambda program: programs.trace(experiment, program).lower().compile()
+  infer, step = build(programs.INFERENCE), build(programs.TRAIN)
+  state, found = state_lib.init(experiment), {}
   params = state['params']
   found[programs.INFERENCE] = _median(lambda: infer(params, batch))
 

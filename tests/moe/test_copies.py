@@ -31,6 +31,14 @@ FEW = [
   ('soft', *NONE),
   ('soft tiles', *HALF),
   ('relu', *NONE),
+  *(
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (
+      ('tokens_choice', *HALF),
+      ('hash grouped', *HALF),
+      ('soft tiles', *NONE),
+    )
+  ),
 ]
 
 
