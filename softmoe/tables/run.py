@@ -8,7 +8,7 @@ import sys
 
 from softmoe.process import arguments
 from softmoe.tables import options as options_lib
-from softmoe.tables import page, runner
+from softmoe.tables import page, reuse, runner
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +27,9 @@ def main(argv: list[str]) -> None:
   if options.print:
     print('\n'.join(_command(options, run.name) for run in runs))
     return
+  for run in runs:
+    if source := reuse.take(suite, run, folders):
+      print(f'{run.name} is the same training as {source}', file=sys.stderr)
   workers = options.workers or runner.default_workers()
   shown = page.Page(folders.suite, suite.metric)
   sys.exit(runner.Runner(path, runs, folders, workers, shown).work())

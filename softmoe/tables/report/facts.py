@@ -16,6 +16,8 @@ def provenance(results: Results) -> dict[str, str]:
     'data': facts[0].get('data') or 'no fingerprint',
     'finished': _between([str(f.get('finished', '')) for f in facts]),
   }
+  if taken := [f['taken_from'] for f in facts if f.get('taken_from')]:
+    lines['trained by other suites'] = ', '.join(map(str, taken))
   if results.timing:
     lines['times'] = _times(results.timing)
   return lines

@@ -128,3 +128,11 @@ def test_of_a_loss_the_lowest_is_the_best(folder):
   text = markdown.write(summary.summarise(of, 'made_up', folder))
   assert 'soft, width 32 beside vit, width 32: −0.04 ± 0.127 (2 pairs' in text
   assert '| 0.25 (seed 0) | 0.23 (seed 1) |' in text
+
+
+def test_runs_that_another_suite_trained_are_named(folder):
+  assert 'trained by other suites' not in report(folder)
+  path = folder / 'vit-width32-seed0.json'
+  facts = json.loads(path.read_text()) | {'taken_from': 'main/vit-seed0'}
+  path.write_text(json.dumps(facts))
+  assert 'trained by other suites: main/vit-seed0' in report(folder)
