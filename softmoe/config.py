@@ -119,6 +119,7 @@ class Config:
   init: str = ''
   init_head: str = 'keep'  # or 'reset': as in a run without `init`
   init_allow: str = ''  # regex of names that one side has and the other lacks
+  init_moments: bool = False  # go on with what its optimizer remembers
   upcycle: UpcycleConfig = UpcycleConfig()
   # Decay of the weight average that is evaluated; 0: off.
   ema: Annotated[float, SHARE] = 0.0

@@ -18,7 +18,7 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import stack
 from softmoe.moe import layer
-from softmoe.optim import optimizer, schedules, steered
+from softmoe.optim import memory, optimizer, schedules, steered
 from softmoe.optim import shares as shares_lib
 from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
@@ -304,6 +304,12 @@ def check(
       'False, since there is no config.init',
     ),
     ('init_allow', _is_regex(config.init_allow), 'a regular expression'),
+    (
+      'init_moments',
+      not config.init_moments
+      or (config.init != '' and config.optimizer.name in memory.NAMES),
+      f'False: it needs config.init, and one of {sorted(memory.NAMES)}',
+    ),
     (
       'optimizer.accumulate',
       accumulate == 1 or task.additive,

@@ -279,9 +279,7 @@ def last_state(workdir):
   config = workdir_lib.read_config(workdir)
   experiment = experiment_lib.build(config, jax.devices()[:1])
   with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
-    state = state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.params
-    )
+    state = state_lib.restore_or_init(experiment, checkpoints, pretrained.start)
   assert state['step'] == config.steps
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 

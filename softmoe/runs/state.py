@@ -8,10 +8,14 @@ from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
+from softmoe.optim import memory
 from softmoe.runs import checkpoint
 from softmoe.runs import workdir as workdir_lib
 
-Start = Callable[[experiment_lib.Experiment], experiment_lib.Params]
+# Returns parameters, and what the optimizer remembers of them, which may be {}.
+Start = Callable[
+  [experiment_lib.Experiment], tuple[experiment_lib.Params, dict[str, Any]]
+]
 
 
 class TrainState(TypedDict):
@@ -50,7 +54,7 @@ def restore_or_init(
   Args:
     experiment: what is trained.
     checkpoints: of the run.
-    start: returns the parameters that `config.init` names.
+    start: reads what `config.init` names.
 
   Raises:
     UserError: the checkpoint, or what `config.init` names, is damaged or of
@@ -58,7 +62,7 @@ def restore_or_init(
   """
   step = checkpoints.latest()
   if step is None and experiment.config.init:
-    make = lambda params: create(experiment, params)
+    make = lambda given: create(experiment, *given)
     return jax.jit(make, donate_argnums=0)(start(experiment))
   if step is None:
     return init(experiment)
@@ -79,7 +83,7 @@ def doubts(state: TrainState, step: int) -> list[str]:
   return [
     f'{name} of checkpoint {step} is {int(count)}: it was reset'
     for name, count in counters
-    if int(count) != step
+    if int(count) not in (step, step + memory.STEPS_BEFORE)
   ]
 
 
@@ -107,19 +111,22 @@ def evaluated(state: TrainState) -> experiment_lib.Params:
 def create(
   experiment: experiment_lib.Experiment,
   params: experiment_lib.Params | None = None,
+  moments: dict[str, Any] | None = None,
 ) -> TrainState:
   """Returns the state at step 0; to be called under `jax.jit`.
 
   Args:
     experiment: what is trained.
     params: the parameters; None: fresh ones.
+    moments: what the optimizer goes on with (`optim.memory`); empty: nothing.
   """
   config = experiment.config
   params = experiment.init_params() if params is None else params
+  opt_state = experiment.optimizer.init(params)
   return {
     'step': jnp.zeros((), jnp.int32),
     'params': params,
-    'opt_state': experiment.optimizer.init(params),
+    'opt_state': memory.resume(opt_state, moments) if moments else opt_state,
     'ema': jax.tree.map(_as_average, params) if config.ema else {},
   }
 

@@ -94,7 +94,7 @@ def _state(
     return False, state_lib.init(experiment)
   with workdir_lib.find_checkpoint(workdir, 'latest') as found:
     return True, state_lib.restore_or_init(
-      experiment, found.checkpoints, pretrained.params
+      experiment, found.checkpoints, pretrained.start
     )
 
 

@@ -88,7 +88,7 @@ def _train(
     with restarts.counting(workdir, start), peers.ending_on_loss():
       # Restored before anything is written: it may be another model's.
       state = state_lib.restore_or_init(
-        experiment, checkpoints, pretrained.params
+        experiment, checkpoints, pretrained.start
       )
       if chief:
         workdir_lib.describe(experiment, workdir)

@@ -3,15 +3,15 @@
 import dataclasses
 import re
 import sys
-import warnings
+from typing import Any
 
 import jax
-from flax import traverse_util
 
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
-from softmoe.weights import fit, upcycle
+from softmoe.weights import fit, moments, upcycle
 from softmoe.weights import source as source_lib
+from softmoe.weights.adoption import Adoption
 
 Tree = source_lib.Tree
 Shapes = dict[str, tuple[int, ...]]  # by path
@@ -33,28 +33,27 @@ def params(experiment: experiment_lib.Experiment) -> experiment_lib.Params:
     UserError: there is no such run, checkpoint or file, or it is of another
       model. Nothing was placed then.
   """
-  task, wanted = experiment.task, experiment.abstract_params
-  place = lambda x, like: jax.reshard(x.astype(like.dtype), like.sharding)
+  return start(experiment)[0]
+
+
+def start(
+  experiment: experiment_lib.Experiment,
+) -> tuple[experiment_lib.Params, dict[str, Any]]:
+  """Returns the parameters, and the moments if `config.init_moments` is set.
+
+  Raises:
+    UserError: as `params`; or there are no moments.
+  """
+  config = experiment.config
   with source_lib.find(_origin(experiment)) as source:
-
-    def exchange(saved: Tree) -> Tree:
-      fresh = task.exchange(experiment.init_params())
-      return _upcycled(experiment, source.exchange(saved), fresh)
-
-    def adopt(saved: Tree) -> Tree:
-      fresh = task.exchange(experiment.init_params())
-      return task.adopt(_filled(exchange(saved), fresh), source.task, fresh)
-
+    way = Adoption(experiment, source, experiment.init_params, config.upcycle)
     found = _shapes(jax.eval_shape(source.exchange, source.saved))
-    saved = _shapes(jax.eval_shape(exchange, source.saved))
-    adopted = _shapes(jax.eval_shape(adopt, source.saved))
+    saved = _shapes(jax.eval_shape(way.exchange, source.saved))
+    adopted = _shapes(jax.eval_shape(way.adopt, source.saved))
     _compare(experiment, source, saved, adopted)
+    before = moments.read(experiment, source) if config.init_moments else {}
     _report(experiment, source, found, saved, adopted)
-    finish = lambda saved: jax.tree.map(place, task.take(adopt(saved)), wanted)
-    with warnings.catch_warnings():
-      # What changes its shape on the way cannot be donated.
-      warnings.filterwarnings('ignore', 'Some donated buffers')
-      return jax.jit(finish, donate_argnums=0)(source.read())
+    return way.read(source.read(), experiment.abstract_params), before
 
 
 def _origin(experiment: experiment_lib.Experiment) -> experiment_lib.Experiment:
@@ -65,33 +64,6 @@ def _origin(experiment: experiment_lib.Experiment) -> experiment_lib.Experiment:
   model = experiment_lib.abstract_model(task)
   params = experiment_lib.placed_params(task, model, experiment.mesh)
   return dataclasses.replace(experiment, task=task, abstract_params=params)
-
-
-def _upcycled(
-  experiment: experiment_lib.Experiment, found: Tree, fresh: Tree
-) -> Tree:
-  """Returns what was found, with experts where MLPs are to become some.
-
-  Raises:
-    UserError: there are none, or the sizes do not fit.
-  """
-  config = experiment.config
-  if not config.upcycle.enabled:
-    return found
-  if not upcycle.layers(found, fresh):
-    expected = 'False: no block is an MLP in config.init and an MoE layer here'
-    raise UserError('config.upcycle.enabled', True, expected)
-  return upcycle.upcycle(
-    found, fresh, config.upcycle, jax.random.key(config.seed)
-  )
-
-
-def _filled(found: Tree, fresh: Tree) -> Tree:
-  """Returns the model's parameters: what was found, else what is fresh."""
-  found, fresh = map(source_lib.flat, (found, fresh))
-  return traverse_util.unflatten_dict(
-    {path: found.get(path, leaf) for path, leaf in fresh.items()}
-  )
 
 
 def _shapes(tree: Tree) -> Shapes:

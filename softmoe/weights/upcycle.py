@@ -56,14 +56,18 @@ def dense(task: task_lib.Task) -> task_lib.Task:
 
 
 def upcycle(
-  params: Params, fresh: Params, options: UpcycleConfig, key: PRNGKeyArray
+  params: Params,
+  fresh: Params,
+  options: UpcycleConfig | None,
+  key: PRNGKeyArray,
 ) -> Params:
   """Returns a dense model's parameters with MoE layers in place of MLPs.
 
   Args:
     params: of the dense model, without `scan`.
     fresh: the MoE model's at creation; its shapes say what becomes experts.
-    options: see there.
+    options: see there; None: copies and parts as they are, neither scaled nor
+      with noise, which is for what an optimizer remembers of each parameter.
     key: for the noise.
 
   Raises:
@@ -103,7 +107,7 @@ def _put(tree: Params, path: tuple, value: Any) -> Params:
 
 
 def _layer(
-  mlp: Params, like: Params, key: PRNGKeyArray, *, options: UpcycleConfig
+  mlp: Params, like: Params, key: PRNGKeyArray, *, options: UpcycleConfig | None
 ) -> Params:
   """Returns the parameters of the MoE layer that takes an MLP's place."""
   stacked = like['experts']['stacked']
@@ -113,15 +117,14 @@ def _layer(
   whole = shared == total  # which leaves nothing for experts to say
   first = 0 if whole else shared
   parts = (total - first) // units
-  scale = 0.0 if whole else options.scale
-  bias = scale * (not shared)  # in the shared MLP, if there is one
-  each = [
-    _scaled(_part(mlp, first + i * units, units), scale * parts, bias)
-    for i in range(parts)
-  ]
+  each = [_part(mlp, first + i * units, units) for i in range(parts)]
+  if options:
+    scale = 0.0 if whole else options.scale
+    bias = scale * (not shared)  # in the shared MLP, if there is one
+    each = [_scaled(part, scale * parts, bias) for part in each]
   copies = num_experts // parts
   experts = jax.tree.map(lambda *w: jnp.stack(w * copies), *each)
-  experts = _noisy(experts, options.noise, key)
+  experts = _noisy(experts, options.noise if options else 0.0, key)
   # Beside the kernels there may be low-rank parts, which stay fresh.
   experts = {name: stacked[name] | w for name, w in experts.items()}
   moe = like | {'experts': {'stacked': experts}}

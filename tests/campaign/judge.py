@@ -58,7 +58,7 @@ def _hash(workdir, experiment=None):
 
   experiment = experiment or _build(workdir)
   checkpoints = workdir_lib.open_checkpoints(workdir, experiment.config)
-  state = state_lib.restore_or_init(experiment, checkpoints, pretrained.params)
+  state = state_lib.restore_or_init(experiment, checkpoints, pretrained.start)
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(state):
     digest.update(np.asarray(leaf).tobytes())

@@ -104,9 +104,7 @@ def test_the_average_is_evaluated(finished):
   config = workdir_lib.read_config(workdir)
   experiment = build_on_one(config)
   with workdir_lib.open_checkpoints(workdir, config) as checkpoints:
-    state = state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.params
-    )
+    state = state_lib.restore_or_init(experiment, checkpoints, pretrained.start)
     params = state_lib.restore_evaluated(experiment, checkpoints, 12)
   for restored, average, last in zip(
     *map(jax.tree.leaves, (params, state['ema'], state['params'])), strict=True

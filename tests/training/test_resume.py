@@ -33,9 +33,7 @@ def saved(workdir, config):
   with checkpoint.Checkpoints(
     workdir / 'checkpoints', config.checkpoint
   ) as checkpoints:
-    state = state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.params
-    )
+    state = state_lib.restore_or_init(experiment, checkpoints, pretrained.start)
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     return checkpoints.steps(), checkpoints.best(), leaves
 

@@ -68,7 +68,7 @@ def started(config, directory):
   experiment = build(config)
   with workdir_lib.open_checkpoints(directory, config) as checkpoints:
     return experiment, state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.params
+      experiment, checkpoints, pretrained.start
     )
 
 
