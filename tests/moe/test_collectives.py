@@ -137,12 +137,16 @@ def test_forward_has_two_all_to_alls(moved, name):
 def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
   """Forward: tokens to all experts, partial sums back; backward the same.
 
-  Gates and who wants whom travel by all-to-alls, as the gates' gradients do.
+  Of more than two devices that share experts it is a part at a time, in a loop
+  whose backward pass gathers the tokens again. Gates and who wants whom travel
+  by all-to-alls, as the gates' gradients do.
   """
   found, group = moved(name, sizes)
   over = lambda kind: [c for c in of(found, kind) if c.group == group('expert')]
   tokens = 32 * TOKENS // (sizes[0] * sizes[1])
-  assert [c.shapes[-1] for c in over('all-gather')] == 2 * [(tokens, WIDTH)]
+  parts = sizes[2] // 2
+  shapes = [c.shapes[-1] for c in over('all-gather')]
+  assert shapes == (2 if parts == 1 else 3) * [(tokens // parts, WIDTH)]
   assert len(over('reduce-scatter')) == 2
   assert len(over('all-to-all')) == len(of(found, 'all-to-all')) == 3
 

@@ -70,7 +70,7 @@ def run(
   elif axis and routed.choices is not None:
     ran = send(routed, buffer_factor, experts.stacked, *arguments, axis)
   else:
-    load = _load(routed, len(arguments[0]))
+    load = _load(routed, len(arguments[0]) // _parts(len(arguments[0]), axis))
     apply = functools.partial(_grouped, *load, buffer_factor)
     ran = collect(apply, _count, experts.stacked, *arguments, axis, mine)
   return ran._replace(y=ran.y.reshape(*x.shape[:2], -1))
@@ -99,25 +99,39 @@ def collect(
 ) -> Ran:
   """Runs the experts of this device on all tokens that want them.
 
-  Over a mesh axis, every device collects the tokens of the axis, and the
-  partial sums are added where the tokens live. The backward pass collects them
-  again, and keeps its own alone.
+  Over a mesh axis, every device collects the tokens of the axis, a part of all
+  at a time, and the partial sums are added where the tokens live. The backward
+  pass collects them again, and keeps its own alone.
   """
   if axis is None:
     y, num = apply(experts, x, mine(gates, 1), mine(wanted, 1))
     return Ran(y, count(wanted), num)
-  gates = jax.lax.all_to_all(gates, axis, 1, 0, tiled=True)
-  wanted = jax.lax.all_to_all(wanted, axis, 1, 0, tiled=True)
 
-  def run(experts, x, gates, wanted):
+  def work(x, gates, wanted):
     x = jax.lax.all_gather(x, axis, tiled=True)
     y, num = apply(experts, x, gates, wanted)
     return jax.lax.psum_scatter(y, axis, tiled=True), num
 
   policy = lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p
-  run = jax.checkpoint(run, prevent_cse=False, policy=policy)
-  y, num = run(experts, x, gates, wanted)
-  return Ran(y, count(wanted), num)
+  work = jax.checkpoint(work, prevent_cse=False, policy=policy)
+  parts = _parts(len(x), axis)
+  cut = lambda v: v.reshape(parts, -1, v.shape[-1])
+  travel = lambda v: jax.lax.all_to_all(v, axis, 2, 1, tiled=True)
+  columns = cut(x), travel(cut(gates)), travel(cut(wanted))
+  y, num = jax.lax.map(lambda part: work(*part), columns)
+  executed = jnp.sum(jax.vmap(count)(columns[-1]))
+  num = None if num is None else jnp.max(num)
+  return Ran(y.reshape(len(x), -1), executed, num)
+
+
+def _parts(num_tokens: int, axis: str | None) -> int:
+  """Returns in how many parts tokens are collected.
+
+  A device then holds at most twice as many of others as it has of its own.
+  """
+  if axis is None:
+    return 1
+  return math.gcd(num_tokens, max(jax.lax.axis_size(axis) // 2, 1))
 
 
 @jax.named_scope('experts')
