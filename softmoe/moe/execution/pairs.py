@@ -127,7 +127,7 @@ def collect(
 def _parts(num_tokens: int, axis: str | None) -> int:
   """Returns in how many parts tokens are collected.
 
-  A device then holds at most twice as many of others as it has of its own.
+  Where they divide, a device then holds twice as many as it has of its own.
   """
   if axis is None:
     return 1
