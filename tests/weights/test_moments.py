@@ -91,7 +91,9 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize('name', ['adam', 'sgd'])
+@pytest.mark.parametrize(
+  'name', ['adam', pytest.param('sgd', marks=pytest.mark.slow)]
+)
 def test_they_are_those_of_the_run_on_another_mesh(saved, tiny, name, tmp_path):
   workdir, trees = saved(optimizer__name=name)
   assert all(x.any() for x in jax.tree.leaves(trees))
@@ -150,6 +152,7 @@ def test_experts_get_those_of_the_mlp_and_routers_none(saved, tiny, tmp_path):
       np.testing.assert_array_equal(down, mlp['down']['kernel'])
 
 
+@pytest.mark.slow
 def test_a_head_that_starts_anew_has_none(saved, tiny, tmp_path):
   workdir, trees = saved()
   fields = PLAIN | dict(init=str(workdir), init_moments=True, init_head='reset')
@@ -173,7 +176,9 @@ def test_without_the_field_there_are_none(saved, tiny, tmp_path):
     (dict(init=''), 'config.init_moments: got True; False: it needs config.in'),
     (dict(optimizer__name='adafactor'), r"init_moments.*one of \['adam', 'ada"),
     (dict(optimizer__name='sgd'), "init_moments.*was trained by 'adamw'"),
-    (dict(model__width=8), 'config.init: got'),
+    pytest.param(
+      dict(model__width=8), 'config.init: got', marks=pytest.mark.slow
+    ),
   ],
 )
 def test_what_cannot_be_is_one_line(saved, tiny, changes, words, tmp_path):
@@ -182,6 +187,7 @@ def test_what_cannot_be_is_one_line(saved, tiny, changes, words, tmp_path):
     started(tiny('vit', **fields), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_file_has_none(saved, tiny, tmp_path):
   pytest.importorskip('safetensors')
   from softmoe.weights import __main__ as weights_command

@@ -57,7 +57,8 @@ def mixture(params, activation, num_experts):
 
 
 @pytest.mark.parametrize(
-  ('activation', 'num_experts'), [('swiglu', 3), ('gelu', 12)]
+  ('activation', 'num_experts'),
+  [('gelu', 12), pytest.param('swiglu', 3, marks=pytest.mark.slow)],
 )
 def test_with_every_expert_on_the_layer_is_the_mlp(activation, num_experts):
   module, params = dense(activation)
