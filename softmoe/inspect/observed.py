@@ -40,7 +40,7 @@ class Layer:
     wanted: which experts a token wants; None: it has a share of every slot.
     granted: those of them that keep it.
     real: False where a token is padding.
-    token_ids: places in the vocabulary; None: tokens have none.
+    token_ids: places in the vocabulary; None: tokens are patches.
     slots: parameters that say what a slot or expert looks for; None: the
       router has none.
   """
@@ -95,7 +95,7 @@ def observe(workdir: Any, step: str, split: str, count: int) -> Observed:
   with naming({'--workdir': 'WORKDIR'}):
     run = load.restore(workdir, step, f'data:{jax.device_count()}')
   model = nnx.merge(run.experiment.graphdef, run.params)
-  if not experiment_lib.moe_layers(_tower(run.experiment.task, model)):
+  if not experiment_lib.moe_layers(model):
     raise UserError('WORKDIR', str(workdir), 'a run with MoE layers')
   experiment_lib.with_fingerprint(run.experiment.config)
   most = _MOST_TOKENS // run.experiment.task.units_per_example
@@ -133,12 +133,6 @@ def _unrolled(config: Any) -> Any:
   }
   names = (name for name in ('scan', 'remat') if hasattr(config, name))
   return dataclasses.replace(config, **changes, **dict.fromkeys(names, False))
-
-
-def _tower(task: task_lib.Task, model: Any) -> Any:
-  """Returns what is looked into: of two towers the one of images."""
-  branch, _ = task.part
-  return getattr(model, branch) if branch else model
 
 
 def _group_size(experiment: experiment_lib.Experiment) -> int:
@@ -184,7 +178,7 @@ def _layers(
   @jax.jit
   def routings(params, batch):
     model, notes = nnx.merge(experiment.graphdef, params), {}
-    watched.watch(_tower(experiment.task, model), notes)
+    watched.watch(model, notes)
     experiment.task.loss(model, experiment.task.prepare(batch, None))
     return notes
 
@@ -194,8 +188,7 @@ def _layers(
     for path, noted in routings(params, batch).items():
       arrays = {name: v[real] for name, v in _arrays(*noted).items()}
       parts.setdefault(path, []).append(arrays)
-  model = _tower(experiment.task, nnx.merge(experiment.graphdef, params))
-  places = watched.places(model)
+  places = watched.places(nnx.merge(experiment.graphdef, params))
   return [_layer(path, moe, _joined(parts[path])) for path, *_, moe in places]
 
 
@@ -249,7 +242,7 @@ def _without(
   @jax.jit
   def sums(params, batch, keep):
     model = nnx.merge(experiment.graphdef, params)
-    watched.drop_experts(_tower(task, model), keep)
+    watched.drop_experts(model, keep)
     loss = task.loss(model, task.prepare(batch, None))
     own = task_lib.metrics(loss._replace(aux={}))
     return own | {'loss': task_lib.Mean(loss.sum, loss.weight)}

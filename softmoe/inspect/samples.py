@@ -21,33 +21,21 @@ _TOKENS = 256  # of a text that are shown
 
 def numbers(observed: Observed) -> list[dict[str, Any]]:
   """Returns what is shown of each example, as JSON takes it."""
-  if 'image' in observed.batch:
-    return [
-      {
-        'example': i,
-        'label': int(observed.batch['label'][i]),
-        'take': {k.name: plain(k.take[i]) for k in _some(observed.layers)},
-      }
-      for i in range(min(_IMAGES, len(observed.batch['image'])))
-    ]
+  images, texts = _images(observed), _texts(observed)
   return [
-    {
-      'example': i,
-      'tokens': {k.name: _words(observed, k, i) for k in observed.layers},
-      'experts': {k.name: plain(_first(k, i)) for k in observed.layers},
-    }
-    for i in range(_texts(observed))
+    {'example': i}
+    | (_of_image(observed, i) if i < images else {})
+    | (_of_text(observed, i) if i < texts else {})
+    for i in range(max(images, texts))
   ]
 
 
 def figures(observed: Observed) -> list[Figure]:
   """Returns heat maps over the first images; none for other tasks."""
-  if 'image' not in observed.batch:
-    return []
   return [
     _heat_maps(observed, layer, i)
-    for i in range(min(_IMAGES, len(observed.batch['image'])))
-    for layer in _some(observed.layers)
+    for i in range(_images(observed))
+    for layer in _some(of_patches(observed))
   ]
 
 
@@ -57,15 +45,25 @@ def texts(observed: Observed) -> str:
     f'<h3>Text {i + 1}, {escape(layer.name)}</h3>'
     + _coloured(observed, layer, i)
     for i in range(_texts(observed))
-    for layer in _some(observed.layers)
+    for layer in _some(of_words(observed))
   )
 
 
-def grid(observed: Observed) -> tuple[int, int] | None:
-  """Returns the rows and columns of patches; None where there are no images."""
-  config: Any = observed.experiment.config
+def of_patches(observed: Observed) -> list[Layer]:
+  """Returns the layers whose tokens are parts of an image."""
   if 'image' not in observed.batch:
-    return None
+    return []
+  return [k for k in observed.layers if k.token_ids is None]
+
+
+def of_words(observed: Observed) -> list[Layer]:
+  """Returns the layers whose tokens are places in a vocabulary."""
+  return [k for k in observed.layers if k.token_ids is not None]
+
+
+def grid(observed: Observed) -> tuple[int, int]:
+  """Returns the rows and columns of patches."""
+  config: Any = observed.experiment.config
   return patches.grid(config.data.image_size, config.model.patch_size)
 
 
@@ -80,9 +78,21 @@ def _some(layers: list[Layer]) -> list[Layer]:
   return [layers[i] for i in dict.fromkeys(places.tolist())]
 
 
+def _images(observed: Observed) -> int:
+  return (
+    min(_IMAGES, len(observed.batch['mask'])) if of_patches(observed) else 0
+  )
+
+
+def _of_image(observed: Observed, i: int) -> dict[str, Any]:
+  return {
+    'label': int(observed.batch['label'][i]),
+    'take': {k.name: plain(k.take[i]) for k in _some(of_patches(observed))},
+  }
+
+
 def _heat_maps(observed: Observed, layer: Layer, i: int) -> Figure:
   shape = grid(observed)
-  assert shape is not None
   config: Any = observed.experiment.config
   covered = tuple(
     n * p for n, p in zip(shape, config.model.patch_size, strict=True)
@@ -103,9 +113,17 @@ def _heat_maps(observed: Observed, layer: Layer, i: int) -> Figure:
 
 
 def _texts(observed: Observed) -> int:
-  held = hasattr(observed.experiment.task, 'tokenizer')
-  held = held and all(k.token_ids is not None for k in observed.layers)
-  return min(_TEXTS, len(observed.batch['mask'])) if held else 0
+  if not hasattr(observed.experiment.task, 'tokenizer'):
+    return 0
+  return min(_TEXTS, len(observed.batch['mask'])) if of_words(observed) else 0
+
+
+def _of_text(observed: Observed, i: int) -> dict[str, Any]:
+  layers = of_words(observed)
+  return {
+    'tokens': {k.name: _words(observed, k, i) for k in layers},
+    'experts': {k.name: plain(_first(k, i)) for k in layers},
+  }
 
 
 def _words(observed: Observed, layer: Layer, i: int) -> list[str]:

@@ -30,16 +30,19 @@ def build(observed: Observed, found: Found) -> list[Section]:
 
 
 def _samples(observed: Observed) -> Section:
-  figures = samples.figures(observed)
-  words = (
-    'The weight of each patch in a slot, or for an expert that it reaches, as '
-    'a share of the largest, which is written below. Slots or experts of the '
-    'largest weights are shown.'
-    if figures
-    else 'The number behind a token, and its colour, is the expert of the '
-    'largest weight; a token without any gets nothing.'
-  )
-  return Section('samples', 'Samples', [words], figures)
+  words = []
+  if samples.of_patches(observed):
+    words.append(
+      'The weight of each patch in a slot, or for an expert that it reaches, '
+      'as a share of the largest, which is written below. Slots or experts of '
+      'the largest weights are shown.'
+    )
+  if samples.of_words(observed):
+    words.append(
+      'The number behind a token, and its colour, is the expert of the largest '
+      'weight; a token without any gets nothing.'
+    )
+  return Section('samples', 'Samples', words, samples.figures(observed))
 
 
 def _load(found: Found) -> Section:
@@ -120,13 +123,15 @@ def _positions(observed: Observed, found: Found) -> Section:
     'Experts a token. Of slots, where every expert has a share, it is the '
     'number of equal shares of the same entropy.'
   ]
-  shape = samples.grid(observed)
   by = {k['name']: np.array(k['by_position']) for k in found['layers']}
-  if shape is None:
+  figures = [
+    _position_map(k.name, by.pop(k.name), samples.grid(observed))
+    for k in samples.of_patches(observed)
+  ]
+  if by:
     lines = {name: _ranks(values) for name, values in by.items()}
-    figures = [_lines('By position', 'position', 'experts a token', lines)]
-  else:
-    figures = [_position_map(n, v, shape) for n, v in by.items()]
+    title = 'By position in the text' if figures else 'By position'
+    figures.append(_lines(title, 'position', 'experts a token', lines))
   return Section('positions', 'Experts a token', text, figures)
 
 

@@ -14,6 +14,7 @@ from softmoe.models import mixtures
 from softmoe.runs import load
 from tests import untrained
 from tests.inspect import runs
+from tests.tasks import tiny_pairs
 
 FIELDS = {
   'mixture_of_tokens': dict(group_size=2),
@@ -90,6 +91,27 @@ def test_translation_has_the_tokens_of_both_sides(tmp_path):
   assert all(f'Text 1, {name}' in page for name in count)
   assert all(k['left_out'] == 0 for k in found['layers'])
   assert {'accuracy', 'cross_entropy'} <= set(found['dropping'][-1])
+
+
+@pytest.mark.slow
+def test_two_towers_have_images_and_texts(tmp_path):
+  sparse = dict(moe=tiny_pairs.sparse())
+  run = untrained.run(tiny_pairs.config(model=sparse, text=sparse), tmp_path)
+  page, found = inspect(run)
+  image, text = 'image blocks 1', 'text blocks 1'
+  assert [k['name'] for k in found['layers']] == [image, text]
+  assert found['examples'] == 21
+  first, *_, last = found['samples']
+  assert np.shape(first['take'][image]) == (4, 8)
+  assert len(first['tokens'][text]) == len(first['experts'][text]) > 1
+  assert set(last) == {'example', 'label', 'take'}
+  for title in (
+    f'Image 4, {image}',
+    f'Text 2, {text}',
+    f'Experts a token by position, {image}',
+    'By position in the text',
+  ):
+    assert title in page
 
 
 @pytest.mark.slow
