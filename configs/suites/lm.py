@@ -22,6 +22,15 @@ SWEEP = {
     'split': 'test',
   }
 }
+# Experts with room for as much as a dense MLP computes, and what is more is
+# dropped: of XMoE, whose factor knows of no k, for 8 of 64 experts.
+CAPACITY = {
+  'softmoe.tables.capacity:evaluate': {
+    'factors': {'tokens_choice': 1.0, 'threshold': 8.0},
+    'split': 'test',
+    'metrics': ('bits_per_byte', 'moe/wanted', 'moe/granted'),
+  }
+}
 
 
 def get_suite() -> suite.Suite:
@@ -33,7 +42,7 @@ def get_suite() -> suite.Suite:
     baseline='Dense',
     metric='test/bits_per_byte',
     splits=('val', 'test'),
-    evaluators=SWEEP,
+    evaluators=SWEEP | CAPACITY,
     runs=(
       *suite.product(MODELS, range(3), overrides=common),
       *suite.product({'XMoE': 'lm:xmoe_cpu'}, range(3), thresholds, common),
