@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+from jax import numpy as jnp
 
 from softmoe.config import OptimizerConfig
 
@@ -28,18 +29,20 @@ def resume(state: State, trees: dict[str, Any]) -> State:
 
   Args:
     state: at step 0.
-    trees: as `moments` gives them.
+    trees: as `moments` gives them; resized ones may have become negative.
   """
   state = optax.tree_utils.tree_set(state, **trees)
-  return jax.tree_util.tree_map_with_path(_counted, state, is_leaf=_is_adam)
+  return jax.tree.map(
+    lambda node: _later(node) if _is_adam(node) else node,
+    state,
+    is_leaf=_is_adam,
+  )
 
 
 def _is_adam(node: Any) -> bool:
   return isinstance(node, optax.ScaleByAdamState)
 
 
-def _counted(path: tuple, node: Any) -> Any:
-  del path
-  if not _is_adam(node):
-    return node
-  return node._replace(count=node.count + STEPS_BEFORE)
+def _later(node: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+  squares = jax.tree.map(lambda v: jnp.maximum(v, 0), node.nu)
+  return node._replace(count=node.count + STEPS_BEFORE, nu=squares)

@@ -40,6 +40,8 @@ def take(
     return ''
   with log:
     target = folders.result(run.name)
+    if target.exists():  # by another runner, until now
+      return ''
     target.parent.mkdir(parents=True, exist_ok=True)
     record = _record(suite, run, folders, source)
     workdir_lib.write_json(target, record)

@@ -8,12 +8,11 @@ import pytest
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
-from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.optim import memory
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
-from softmoe.weights import pretrained
+from tests.weights.starting import build, started
 
 STEP = 5
 RATE = 1e-2
@@ -34,11 +33,6 @@ EXPERTS = dict(
   model__moe__num_experts=4,
   model__moe__expert_dim=16,
 )
-
-
-def build(config):
-  sizes = [int(axis.split(':')[1]) for axis in config.mesh.split(',')]
-  return experiment_lib.build(config, devices=jax.devices()[: np.prod(sizes)])
 
 
 @pytest.fixture(scope='module')
@@ -71,15 +65,6 @@ def saved(tiny, tmp_path_factory):
 def exchanged(experiment, trees):
   exchange = experiment.task.exchange
   return {k: jax.tree.map(np.asarray, exchange(t)) for k, t in trees.items()}
-
-
-def started(config, directory):
-  """Returns experiment and state of a run that has no checkpoint yet."""
-  experiment = build(config)
-  with workdir_lib.open_checkpoints(directory, config) as checkpoints:
-    return experiment, state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.start
-    )
 
 
 def moments(experiment, state):
@@ -150,6 +135,16 @@ def test_experts_get_those_of_the_mlp_and_routers_none(saved, tiny, tmp_path):
       down = np.concatenate(list(experts['down']['kernel'][pair]), axis=0)
       np.testing.assert_array_equal(up, mlp['up']['kernel'])
       np.testing.assert_array_equal(down, mlp['down']['kernel'])
+
+
+def test_squares_that_are_resized_are_none_below_0(saved, tiny, tmp_path):
+  workdir, trees = saved()
+  fields = PLAIN | dict(init=str(workdir), init_moments=True)
+  fields |= dict(data__source='fake:32x32x1', data__image_size=(32, 32))
+  experiment, state = started(tiny('vit', **fields), tmp_path)
+  position = moments(experiment, state)['nu']['patches']['position']
+  assert position.shape != trees['nu']['patches']['position'].shape
+  assert position.min() == 0 < position.max()
 
 
 @pytest.mark.slow

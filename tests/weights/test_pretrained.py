@@ -11,7 +11,6 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
-from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
 from softmoe.errors import Stopped, UserError
 from softmoe.evaluation import run
@@ -23,14 +22,10 @@ from softmoe.training import step as step_lib
 from softmoe.weights import __main__ as weights_command
 from softmoe.weights import pretrained, source
 from tests.tasks import ragged
+from tests.weights.starting import build, started
 
 STEP = 5
 DEEP = dict(model__depth=4, model__moe__blocks=(2, 3))
-
-
-def build(config):
-  sizes = [int(axis.split(':')[1]) for axis in config.mesh.split(',')]
-  return experiment_lib.build(config, devices=jax.devices()[: np.prod(sizes)])
 
 
 @pytest.fixture(scope='module')
@@ -61,15 +56,6 @@ def saved(tiny, tmp_path_factory):
     return workdir, jax.tree.map(np.asarray, state_lib.evaluated(state))
 
   return save
-
-
-def started(config, directory):
-  """Returns experiment and state of a run that has no checkpoint yet."""
-  experiment = build(config)
-  with workdir_lib.open_checkpoints(directory, config) as checkpoints:
-    return experiment, state_lib.restore_or_init(
-      experiment, checkpoints, pretrained.start
-    )
 
 
 def assert_same(found, expected):
