@@ -165,14 +165,19 @@ def _load(experiment, target, jaxpr, units, program) -> dict[str, Any]:
 
 
 def _kernel_bytes(target, jaxpr, program) -> int:
-  """Returns the bytes that kernels move, where `traffic` cannot tell."""
+  """Returns the bytes that kernels move and `traffic` does not see.
+
+  Of a kernel of a TPU it sees all operands and results, once.
+  """
   chip = target.chip
-  if chip is None or chip.dims:
+  if chip is None:
     return 0
 
   def price(equation):
     if equation.primitive.name != 'pallas_call':
       return None
+    if chip.dims:
+      return kernels.reread_bytes(equation), True
     return kernels.num_bytes(equation, chip.processors), True
 
   total, _ = flop_count.count(jaxpr, price, worst=program.worst)

@@ -1,11 +1,13 @@
-"""What a Pallas kernel of a GPU computes and moves: of its grid and its tiles.
+"""What a Pallas kernel computes and moves: of its grid and its tiles.
 
-Programs that run at the same time, one a processor, share what they read: a
-tile that several of them ask for leaves the main memory once, and again for
-those that come after them. Which tiles these are follows from where their
-indices come from: from the place in the grid, or from a table that is read at
-that place, such as the expert of a block of rows. Tables are taken to go evenly
-through what they list. Rows that a tile only masks count.
+On a TPU programs run one after the other, and a block stays on the chip until
+the grid asks for another. On a GPU programs that run at the same time, one a
+processor, share what they read: a tile that several of them ask for leaves the
+main memory once, and again for those that come after them. Which tiles these
+are follows from where their indices come from: from the place in the grid, or
+from a table that is read at that place, such as the expert of a block of rows.
+Tables are taken to go evenly through what they list. Rows that a tile only
+masks count.
 """
 
 import math
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.extend.core
 from jax import numpy as jnp
+from jax.interpreters import partial_eval
 
 # An axis of the grid, and whether by way of a table.
 Follows = frozenset[tuple[int, bool]]
@@ -61,6 +64,29 @@ def num_bytes(kernel: Any, processors: int) -> int:
     if step.equation.primitive.name in _LOADS + _STORES
   )
   return round(waves * sum(touched))
+
+
+def reread_bytes(kernel: Any) -> int:
+  """Returns the bytes of blocks that a TPU reads again, beyond once each.
+
+  The grid, whose last axis is the fastest, goes through an array once more for
+  every step of an outer axis that the array does not follow.
+  """
+  mappings = kernel.params['grid_mapping'].block_mappings
+  return sum(
+    (_passes(mapping.index_map_jaxpr.jaxpr, _grid(kernel)) - 1)
+    * mapping.array_aval.size
+    * mapping.array_aval.dtype.itemsize
+    for mapping in mappings
+  )
+
+
+def _passes(index_map: Any, grid: tuple[int, ...]) -> int:
+  """Returns how often a grid goes through an array with this index map."""
+  _, used = partial_eval.dce_jaxpr(index_map, [True] * len(index_map.outvars))
+  axes = [axis for axis in range(len(grid)) if used[axis]]
+  outer = range(max(axes, default=0))
+  return math.prod(grid[axis] for axis in outer if axis not in axes)
 
 
 def dot_flops(dot: Any) -> int:

@@ -1,10 +1,11 @@
-"""Bytes of grouped matmuls, against what their blocks add up to by hand."""
+"""Grouped matmuls, against what their blocks add up to by hand."""
 
 import jax
 import pytest
 from jax import numpy as jnp
 
 from softmoe.moe.execution import grouped_kernel as gk
+from softmoe.moe.execution import weight_kernel as wk
 from softmoe.plan import flop_count, kernels
 
 N, D, F, E = 1024, 256, 512, 4
@@ -70,3 +71,19 @@ def test_a_gradient_of_matrices_reads_the_rows_of_its_group():
   of_rows = D // gk.TILE * BLOCKS * (2 * (rows + columns + result) + 3 * 4)
   moved = num_bytes(backward, 1, X, W, SIZES, DY)
   assert moved == programs * (tiles + 2 * 4) + of_rows
+
+
+def test_a_kernel_of_a_tpu_reads_rows_again_for_each_tile_of_columns():
+  n, d, f = 8 * wk.ROWS, 2 * wk.TILE, 3 * wk.TILE
+  shapes = shape(n, d), shape(n, f), SIZES
+  jaxpr = jax.jit(wk.weight_gradient).trace(*shapes).jaxpr
+
+  def price(equation):
+    if equation.primitive.name != 'pallas_call':
+      return None
+    return kernels.reread_bytes(equation), True
+
+  again, _ = flop_count.count(jaxpr, price)
+  assert again == 2 * n * (2 * d + 1 * f)  # passes beyond the first
+  num_flops, exact = flop_count.count(jaxpr)
+  assert exact and num_flops == 2 * (n + E * wk.ROWS) * d * f

@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 from softmoe import sharding
-from softmoe.moe.execution import tiles
+from softmoe.moe.execution import tiles, varying
 
 ROWS = 128  # of a block
 TILE = 128  # of a result's columns
@@ -135,12 +135,7 @@ def _call(
   *arguments: Array,
 ) -> Array:
   """Runs a kernel; on a CPU, step by step in JAX."""
-  axes = [jax.typeof(a).manual_axis_type.varying for a in arguments]
-  most = frozenset().union(*axes)
-  vary = lambda a, has: jax.lax.pcast(a, tuple(most - has), to='varying')
-  arguments = tuple(map(vary, arguments, axes))
-  # The result has to say over which axes of a mesh it varies.
-  varies = jax.typeof(arguments[0]).manual_axis_type
+  arguments, varies = varying.alike(*arguments)
   return pl.pallas_call(
     kernel,
     jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varies),

@@ -5,7 +5,6 @@ Axes: `n` rows, `d` width, `e` experts, `f` output width.
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 
 import jax
 from jax import numpy as jnp
@@ -13,9 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.moe.execution import chunks, grouped_kernel
-
-BACKWARD_CHUNK = 512  # rows
+from softmoe.moe.execution import chunks, grouped_kernel, weight_kernel
 
 
 def grouped_matmul(
@@ -103,25 +100,24 @@ def _dot(a: Float[Array, 'n d'], b: Float[Array, 'd f']) -> Float[Array, 'n f']:
   return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _masked(multiply: Callable) -> Callable:
-  """Returns `multiply` with zeros past the last group, and no gradient.
+def _zeroed(
+  y: Float[Array, 'n f'], group_sizes: Int[Array, ' e']
+) -> Float[Array, 'n f']:
+  """Returns rows with zeros past the last group.
 
   Kernels do not touch those rows: they hold whatever memory held.
   """
-
-  def run(x, w, group_sizes):
-    inside = jnp.arange(len(x))[:, None] < jnp.sum(group_sizes)
-    y = multiply(jnp.where(inside, x, 0), w, group_sizes)
-    return jnp.where(inside, y, 0)
-
-  return run
+  inside = jnp.arange(len(y))[:, None] < jnp.sum(group_sizes)
+  return jnp.where(inside, y, 0)
 
 
 @jax.custom_vjp
 def _ragged_dot(x, w, group_sizes):
-  return jax.lax.ragged_dot(
-    x, w, group_sizes, preferred_element_type=jnp.float32
-  )
+  # TPUs sum in float32 and round once, whatever the type of the result: one
+  # in float32 would only be written, and read again to be rounded.
+  dtype = jnp.result_type(x, w)
+  y = jax.lax.ragged_dot(x, w, group_sizes, preferred_element_type=dtype)
+  return _zeroed(y, group_sizes)
 
 
 def _ragged_dot_forward(x, w, group_sizes):
@@ -129,23 +125,11 @@ def _ragged_dot_forward(x, w, group_sizes):
 
 
 def _ragged_dot_backward(residuals, dy):
-  """Loops over groups for dw, of which XLA would make a dense product."""
   x, w, group_sizes = residuals
   dy = dy.astype(x.dtype)
-
-  def group(_, one):
-    def body(dw, rows, real, run):
-      outputs = jnp.where(real[:, None], dy[rows], 0)
-      return dw + _dot(x[rows].T, outputs)
-
-    zeros = jnp.zeros_like(w, shape=w.shape[1:], dtype=jnp.float32)
-    dw = chunks.each_chunk(body, zeros, *one, chunk=BACKWARD_CHUNK)
-    return None, dw.astype(w.dtype)
-
-  starts = jnp.cumsum(group_sizes) - group_sizes
-  dw = jax.lax.scan(group, None, (starts, group_sizes))[1]
   dx = _ragged_dot(dy, jnp.swapaxes(w, 1, 2), group_sizes)
-  return dx.astype(x.dtype), dw, None
+  dw = weight_kernel.weight_gradient(x, dy, group_sizes)
+  return dx.astype(x.dtype), dw.astype(w.dtype), None
 
 
 _ragged_dot.defvjp(_ragged_dot_forward, _ragged_dot_backward)
@@ -159,19 +143,19 @@ def _pallas(x, w, group_sizes):
   )
 
 
-@_masked
 def _tokamax(x, w, group_sizes):
   tokamax = importlib.import_module('tokamax')
   # Named, because left to itself it may end at the dense `jax.lax.ragged_dot`.
   on_tpu = sharding.platform() == 'tpu'
   kernels = ('mosaic',) if on_tpu else ('mosaic', 'triton')
-  return tokamax.ragged_dot(
-    x,
+  y = tokamax.ragged_dot(
+    _zeroed(x, group_sizes),  # so that they get no gradient
     w,
     group_sizes,
     preferred_element_type=jnp.float32,
     implementation=kernels,
   )
+  return _zeroed(y, group_sizes)
 
 
 @jax.custom_vjp
@@ -241,6 +225,6 @@ IMPLEMENTATIONS = {
   'reference': _reference,
   'chunks': _chunks,
   'pallas': _pallas,
-  'ragged_dot': _masked(_ragged_dot),
+  'ragged_dot': _ragged_dot,
   'tokamax': _tokamax,
 }
