@@ -96,6 +96,11 @@ class Mlp(nnx.Module):
     )
     return (gates * h) @ kernel + gates * bias[None]
 
+  def cast(self) -> 'Mlp':
+    """Returns the same with parameters in the type that it computes in."""
+    dtype = self.dtype
+    return jax.tree.map(lambda w: w if dtype is None else w.astype(dtype), self)
+
   def grouped(
     self, x: Float[Array, 'n d'], group_sizes: Int[Array, ' e']
   ) -> Float[Array, 'n d']:

@@ -105,8 +105,14 @@ def apply_grouped(
 
   pairs = sort(wanted)
   arguments = params, x, gates.astype(jnp.float32), pairs
-  y = rounds.total(run, room, jnp.sum(pairs.count), arguments)
+  y = rounds.total(run, room, jnp.sum(pairs.count), arguments, cast)
   return y.astype(x.dtype)
+
+
+def cast(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Returns them with the experts, which come first, as these compute."""
+  experts, *others = arguments
+  return (experts.cast() if hasattr(experts, 'cast') else experts, *others)
 
 
 def sum_pairs(

@@ -166,7 +166,8 @@ def send(
   sizes = exchange.gather_sizes(pairs.count, axis)
   arguments = experts, sizes, x, gates.astype(jnp.float32), pairs
   fullest = exchange.fullest(sizes)
-  y = rounds.total(run, room, fullest, arguments).astype(x.dtype)
+  y = rounds.total(run, room, fullest, arguments, dropless.cast)
+  y = y.astype(x.dtype)
   return Ran(y, _count(wanted), room.needed(fullest))
 
 

@@ -70,6 +70,7 @@ def total(
   room: Room,
   rows: Int[Array, ''],
   arguments: Any,
+  cast: Callable[[Any], Any] = lambda arguments: arguments,
 ) -> Float[Array, '*s']:
   """Returns the sum of what `fn` returns for the rounds that rows take.
 
@@ -81,6 +82,8 @@ def total(
     room: for rows in a round.
     rows: how many there are.
     arguments: pytree of arrays.
+    cast: returns them in the types that `fn` computes in, as `fn` does itself.
+      A loop has arrays of its own, which then are no larger than they need be.
   """
   y = fn(jnp.zeros_like(rows), room.first, arguments)
   if room.first >= room.most:
@@ -89,12 +92,17 @@ def total(
   more = lambda start, floats, others: fn(
     start, room.more, join(floats, others)
   )
-  return _add(more, room, y, rows, floats, others)
+
+  def ready(floats, others):
+    return floats_lib.split(cast(join(floats, others)))[0]
+
+  return _add(more, ready, room, y, rows, floats, others)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _add(fn, room, y, rows, floats, others):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _add(fn, ready, room, y, rows, floats, others):
   """Adds the rounds after the first to y."""
+  floats = ready(floats, others)
   more = lambda start, y: y + fn(start, floats, others)
   return _each(room, rows, more, y)
 
@@ -108,15 +116,17 @@ def _each(
     return jax.lax.while_loop(lambda carry: carry[0] < rows, step, first)[1]
 
 
-def _forward(fn, room, y, rows, floats, others):
-  return _add(fn, room, y, rows, floats, others), (rows, floats, others)
+def _forward(fn, ready, room, y, rows, floats, others):
+  y = _add(fn, ready, room, y, rows, floats, others)
+  return y, (rows, floats, others)
 
 
-def _backward(fn, room, residuals, dy):
+def _backward(fn, ready, room, residuals, dy):
   rows, floats, others = residuals
+  as_read = ready(floats, others)
 
   def more(start, gradients):
-    pull = jax.vjp(lambda f: fn(start, f, others), floats)[1]
+    pull = jax.vjp(lambda f: fn(start, f, others), as_read)[1]
     return jax.tree.map(lambda a, b: a + b, gradients, pull(dy)[0])
 
   zeros = lambda a: jnp.zeros_like(a, dtype=jnp.float32)

@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe.moe import experts as experts_lib
 from softmoe.moe import mlp
 from softmoe.moe.execution import dropless, grouped_matmul
 from softmoe.moe.execution import rounds as rounds_lib
+from softmoe.plan import kernels
 
 P = jax.P
 D = 6
@@ -321,6 +323,44 @@ def test_a_buffer_that_holds_all_pairs_needs_no_loop():
   assert 'while' not in text(18, 18)
   assert 'while' not in text(99, 36)
   assert 'while' in text(18, 36)
+
+
+def loops(jaxpr):
+  """Yields the loops of a program, and what is in them."""
+  for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    if equation.primitive.name == 'while':
+      yield equation
+    for inner in kernels.jaxprs(equation.params):
+      yield from loops(inner)
+
+
+def test_rounds_read_weights_in_the_type_of_the_computation():
+  _, x, gates, wanted, _ = jax.tree.map(jnp.asarray, draw(3, 32, 4))
+  create = lambda rngs: mlp.Mlp(D, 8, dtype=jnp.bfloat16, rngs=rngs)
+  stacked = experts_lib.Experts(create, 4, rngs=nnx.Rngs(0)).stacked
+
+  def run(stacked, rows):
+    return dropless.apply_grouped(
+      lambda stacked, *rows: stacked.grouped(*rows),
+      *(stacked, x.astype(jnp.bfloat16), gates, wanted, room_for(rows, 128)),
+    )
+
+  loss = lambda stacked, rows: jnp.sum(run(stacked, rows).astype(jnp.float32))
+  weights = [
+    value.aval
+    for loop in loops(jax.make_jaxpr(run, static_argnums=1)(stacked, 16))
+    for value in loop.invars
+    if value.aval.shape in ((4, D, 8), (4, 8, D))
+  ]
+  assert weights and all(each.dtype == jnp.bfloat16 for each in weights)
+  once = jax.grad(loss)(stacked, 128)
+  for a, b in zip(
+    jax.tree.leaves(jax.grad(loss)(stacked, 16)),
+    jax.tree.leaves(once),
+    strict=True,
+  ):
+    assert a.dtype == jnp.float32
+    assert np.linalg.norm(a - b) < 4 * 2**-8 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize('chunk', [0, -4, 6])
