@@ -296,7 +296,10 @@ def _compare(workdir: pathlib.Path, config: config_lib.Config) -> None:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
-  except (OSError, ValueError) as e:
+  except OSError as e:
+    expected = f'a run, which has a {path.name} ({e.strerror})'
+    raise UserError('--workdir', str(path.parent), expected) from e
+  except ValueError as e:
     raise UserError('--workdir', str(path.parent), f'a run; {path}: {e}') from e
   if not isinstance(value, dict):
     raise UserError(str(path), value, 'an object, as a run writes it')

@@ -211,7 +211,8 @@ def _naming_run(name: str) -> Iterator[None]:
   except UserError as e:
     if e.field.startswith('config.init'):
       raise
-    raise UserError('config.init', name, str(e)) from e
+    expected = e.expected if e.field == '--workdir' else str(e)
+    raise UserError('config.init', name, expected) from e
 
 
 # --- A file.

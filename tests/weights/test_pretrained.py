@@ -179,6 +179,14 @@ def test_what_does_not_fit_is_one_line(saved, tiny, changes, words):
   assert '\n' not in line
 
 
+def test_a_run_that_is_not_there_is_one_line(tmp_path, tiny):
+  name = str(tmp_path / 'gone')
+  with pytest.raises(UserError) as error:
+    pretrained.params(build(tiny(init=name, mesh='data:1')))
+  expected = 'a run, which has a config.json (No such file or directory)'
+  assert str(error.value) == f'config.init: got {name!r}; {expected}'
+
+
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
