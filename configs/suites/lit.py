@@ -9,6 +9,7 @@ that neither saw. It needs the workdirs of that suite, under `runs/main`.
 from softmoe.tables import suite
 
 MODELS = {'ViT': 'lit:vit', 'Soft MoE': 'lit:soft'}
+START = suite.start('runs/main/{argument}-width32-seed{seed}')
 
 
 def get_suite() -> suite.Suite:
@@ -18,9 +19,5 @@ def get_suite() -> suite.Suite:
     baseline='ViT',
     metric='faces/zeroshot',
     splits=('val', 'faces', 'fewshot_test'),
-    runs=suite.product(MODELS, range(3), [({}, _start)], suite.ONE_CHECKPOINT),
+    runs=suite.product(MODELS, range(3), [({}, START)], suite.ONE_CHECKPOINT),
   )
-
-
-def _start(argument: str, seed: int) -> suite.Changes:
-  return {'init': f'runs/main/{argument}-width32-seed{seed}'}

@@ -18,20 +18,18 @@ CHARACTERS = suite.ONE_CHECKPOINT | {
   'data.train_split': 'fewshot_train[:90%]',
   'data.eval_split': VAL,
 }
-
-
-def _start(argument: str, seed: int) -> suite.Changes:
-  return {
-    'init': f'runs/main/{argument}-width32-seed{seed}',
-    'init_head': 'reset',
-  }
-
-
-STARTS = ({'from': 'scratch'}, {}), ({'from': 'glyphs'}, _start)
+MAIN = 'runs/main/{argument}-width32-seed{seed}'
+HEAD = {'init_head': 'reset'}
+SLOW = {'optimizer.learning_rate': 1.6e-3}
+STARTS = (
+  ({'from': 'scratch'}, {}),
+  ({'from': 'glyphs'}, suite.start(MAIN, HEAD)),
+  ({'from': 'glyphs, a tenth of the rate'}, suite.start(MAIN, HEAD | SLOW)),
+)
 
 
 def get_suite() -> suite.Suite:
-  """Returns a run from scratch and one that is fine-tuned, of three seeds."""
+  """Returns runs from scratch, and fine-tuned at two rates, of three seeds."""
   return suite.Suite(
     title='Fine-tuning to 500 unseen characters, width 32',
     baseline='ViT',

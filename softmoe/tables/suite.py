@@ -126,6 +126,23 @@ class Suite:
     raise UserError('--only', name, f'one of {names}')
 
 
+def start(
+  workdir: str, changes: Changes | None = None
+) -> Callable[[str, int], Changes]:
+  """Returns what starts runs from those of another suite, for a `Point`.
+
+  Args:
+    workdir: theirs, with '{argument}' of the config and '{seed}' in it.
+    changes: further fields.
+  """
+
+  def fields(argument: str, seed: int) -> Changes:
+    init = workdir.format(argument=argument, seed=seed)
+    return {'init': init} | dict(changes or {})
+
+  return fields
+
+
 def product(
   models: Mapping[str, str],
   seeds: Iterable[int],

@@ -112,12 +112,12 @@ def test_suites_that_come_along_have_good_configs(path):
 
 
 def test_a_point_may_follow_from_the_run():
-  start = lambda argument, seed: {'init': f'runs/{argument}{seed}'}
+  start = suite.start('runs/{argument}{seed}', {'steps': 7})
   models = {'ViT': 'glyphs:vit', 'Soft MoE': 'glyphs:soft'}
   runs = suite.product(models, [3], [({}, start)], {'init': '', 'steps': 5})
   assert [run.overrides for run in runs] == [
-    {'init': 'runs/vit3', 'steps': 5},
-    {'init': 'runs/soft3', 'steps': 5},
+    {'init': 'runs/vit3', 'steps': 7},
+    {'init': 'runs/soft3', 'steps': 7},
   ]
 
 
