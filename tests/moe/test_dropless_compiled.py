@@ -1,4 +1,4 @@
-"""The GPU's own compiler, without a GPU: experts' matrices are not copied."""
+"""The compilers of GPUs and TPUs, without one: no expert's matrix is copied."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.compilers import needs_cuda
+from tests.compilers import needs_cuda, needs_libtpu
 
 SOFTMOE = pathlib.Path(__file__).parents[2]
 WIDTH, HIDDEN, HERE = 256, 640, 2  # experts of a device
@@ -25,7 +25,7 @@ from softmoe.models import mixtures, vit
 from softmoe.plan import targets
 
 mesh = sharding.make_mesh(
-  'data:2,expert:4', targets.open_target('h100:8').devices
+  'data:2,expert:4', targets.open_target(sys.argv[2]).devices
 )
 jax.set_mesh(mesh)
 options = json.loads(sys.argv[1])
@@ -41,7 +41,13 @@ print(json.dumps(compiled.as_text()))
 
 
 @pytest.mark.slow
-@needs_cuda
+@pytest.mark.parametrize(
+  ('target', 'call'),
+  [
+    pytest.param('h100:8', '__gpu$xla.gpu.triton', marks=needs_cuda),
+    pytest.param('v5p:2x2x2', 'tpu_custom_call', marks=needs_libtpu),
+  ],
+)
 @pytest.mark.parametrize(
   'moe',
   [
@@ -50,17 +56,17 @@ print(json.dumps(compiled.as_text()))
   ],
   ids=lambda moe: moe['router'],
 )
-def test_kernels_read_matrices_where_they_are(moe):
+def test_kernels_read_matrices_where_they_are(target, call, moe):
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, json.dumps(moe)],
+    [sys.executable, '-c', PROGRAM, json.dumps(moe), target],
     env=os.environ | {'PYTHONPATH': str(SOFTMOE), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr
   text = json.loads(done.stdout.splitlines()[-1])
-  kernels = re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton"', text)
-  assert len(kernels) >= 6  # two matmuls and the gradients of both
+  # Two matmuls and the gradients of both.
+  assert text.count(f'custom_call_target="{call}"') >= 6
   shapes = {
     tuple(map(int, sizes.split(',')))
     for sizes in re.findall(r'\b(?:bf16|f32)\[([\d,]+)\]', text)
@@ -69,3 +75,8 @@ def test_kernels_read_matrices_where_they_are(moe):
   matrices = {s[:-2] for s in shapes if {WIDTH, HIDDEN} == set(s[-2:])}
   assert (HERE,) in matrices
   assert all(len(s) <= 1 and s <= (HERE,) for s in matrices)
+  # A product of all rows with every expert, masked, would have rows of each.
+  sides = {WIDTH, HIDDEN}
+  assert not [
+    s for s in shapes if s[:1] == (HERE,) and len(s) == 3 and s[1] not in sides
+  ]
