@@ -12,7 +12,7 @@ import pytest
 from tests.compilers import needs_cuda, needs_libtpu
 
 SOFTMOE = pathlib.Path(__file__).parents[2]
-WIDTH, HIDDEN, HERE = 256, 640, 2  # experts of a device
+WIDTH, HIDDEN, HERE = 256, 640, 3  # experts of a device
 # In a process of its own: the compiler's library stays where it is loaded.
 PROGRAM = """
 import json, sys
@@ -29,7 +29,7 @@ mesh = sharding.make_mesh(
 )
 jax.set_mesh(mesh)
 options = json.loads(sys.argv[1])
-moe = model_config.MoEConfig(num_experts=8, **options)
+moe = model_config.MoEConfig(num_experts=12, **options)
 config = vit.ViTConfig(width=256, mlp_dim=640, moe=moe, dtype='bfloat16')
 layer = sharding.abstract(lambda: mixtures.make_moe(config, nnx.Rngs(0)), mesh)
 place = jax.NamedSharding(mesh, sharding.batch_spec())
