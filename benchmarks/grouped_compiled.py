@@ -31,8 +31,9 @@ from softmoe.plan import compiling, flop_count, hlo, kernels, targets, traffic
 from softmoe.tables import markdown
 
 # Rows, width, hidden width and experts of a device. Of ViT L/16 on `expert:8`,
-# 1,024 images and a buffer of 1.25 of the mean: Tokens Choice among 32 experts,
-# and XMoE among 64 of an eighth of the width.
+# 1,024 images and a buffer of 1.25 of the mean, in whole blocks, which megablox
+# asks for: Tokens Choice among 32 experts, XMoE among 64 of an eighth of the
+# width, at two a token.
 SHAPES = {
   'Tokens Choice, 1 of 32': (31744, 1024, 4096, 4),
   'XMoE, 64 small ones': (63488, 1024, 512, 8),

@@ -161,7 +161,6 @@ def test_another_resolution_type_and_head(saved, tiny):
       "config.init_head: got 'keep'; 'reset', since ",
     ),
     (dict(at='@7'), 'one of [5]'),
-    (dict(init='nowhere'), 'nowhere'),
     (dict(task='tests.tasks.ragged:Regression'), 'a run of the same task'),
   ],
 )

@@ -38,8 +38,9 @@ def grouped_matmul(
         follows the rows that are in groups.
       'pallas': kernels that copy no matrix, for GPU: see `grouped_kernel`.
         Elsewhere they are interpreted, which is slow.
-      'ragged_dot': `jax.lax.ragged_dot`, for TPU; elsewhere it multiplies
-        every matrix with every row.
+      'ragged_dot': `jax.lax.ragged_dot`, and `weight_kernel` for its gradient,
+        for TPU; elsewhere the one multiplies every matrix with every row, and
+        the other is interpreted.
       'tokamax': the kernels of that package, for GPU and TPU.
       'auto': 'chunks' on CPU; on GPU and TPU 'tokamax' where it is installed
         and no `jax.shard_map` with `check_vma` is around, else 'pallas' and
@@ -128,8 +129,8 @@ def _ragged_dot_backward(residuals, dy):
   x, w, group_sizes = residuals
   dy = dy.astype(x.dtype)
   dx = _ragged_dot(dy, jnp.swapaxes(w, 1, 2), group_sizes)
-  dw = weight_kernel.weight_gradient(x, dy, group_sizes)
-  return dx.astype(x.dtype), dw.astype(w.dtype), None
+  dw = weight_kernel.weight_gradient(x, dy, group_sizes, w.dtype)
+  return dx.astype(x.dtype), dw, None
 
 
 _ragged_dot.defvjp(_ragged_dot_forward, _ragged_dot_backward)

@@ -29,6 +29,7 @@ def weight_gradient(
   x: Float[Array, 'n d'],
   dy: Float[Array, 'n f'],
   group_sizes: Int[Array, ' e'],
+  dtype: jax.typing.DTypeLike,
 ) -> Float[Array, 'e d f']:
   """Returns for each expert the sum of the outer products of its rows.
 
@@ -36,6 +37,7 @@ def weight_gradient(
     x: rows, those of the first expert first.
     dy: rows of the same experts.
     group_sizes: rows of each expert, in all at most n.
+    dtype: of the result, to which float32 sums are rounded once.
   """
   n, d, f = *x.shape, dy.shape[1]
   visits = _visits(group_sizes, n)
@@ -45,7 +47,7 @@ def weight_gradient(
   return pl.pallas_call(
     _kernel,
     jax.ShapeDtypeStruct(
-      (len(group_sizes), d, f), x.dtype, manual_axis_type=varies
+      (len(group_sizes), d, f), dtype, manual_axis_type=varies
     ),
     grid_spec=tpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=len(visits),
@@ -62,7 +64,7 @@ def weight_gradient(
     compiler_params=tpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel', 'arbitrary')
     ),
-    interpret=sharding.platform() == 'cpu',
+    interpret=sharding.platform() != 'tpu',
   )(*visits, x, dy)
 
 

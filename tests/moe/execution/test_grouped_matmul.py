@@ -104,6 +104,17 @@ def test_bfloat16_sums_in_float32(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_gradients_have_the_precision_of_what_they_are_of(name):
+  x, w, sizes, _ = draw(3, 64, 5, 3, 2)
+  x = jnp.asarray(x, jnp.bfloat16)
+  ones = np.ones((len(x), w.shape[2]), np.float32)
+  dw = value_and_gradient(name)(x, w, jnp.asarray(sizes), ones)[2]
+  assert dw.dtype == jnp.float32
+  exact = plain(np.asarray(x, np.float32), w, sizes, ones)[2]
+  np.testing.assert_allclose(dw, exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_vmap_over_layers_scan_and_remat(name):
   cases = [draw(s, 40, 4, 3, 4) for s in (0, 1, 2, 3)]
   x, w, sizes, dy = (jnp.stack(a) for a in zip(*cases, strict=True))
