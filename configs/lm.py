@@ -9,7 +9,7 @@ paper's dense model, every MLP of which is small experts that are all on
 paper's size) or xmoe_cpu.
 
   python -m softmoe.data.text.train_tokenizer bpe jsonl:data/english \
-    data/english.json --vocab_size=4096
+    data/english.json --vocab_size=2048
   python train.py --config=configs/lm.py:xmoe_cpu --workdir=DIR
 
   python -m softmoe.data.text.tokenize SOURCE bpe:FILE.json data/lm.bin
@@ -68,7 +68,7 @@ def get_config(argument: str = 'xmoe_cpu') -> ml_collections.ConfigDict:
       batch_size=64,
       eval_batch_size=64,
     )
-    config.model.update(vocab_size=4096, loss_chunk=2048)
+    config.model.update(vocab_size=2048, loss_chunk=2048)
   else:
     config.steps, config.eval_every = 60_000, 1000
     config.data.update(
