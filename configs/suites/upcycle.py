@@ -3,13 +3,16 @@
 Komatsuzaki et al., 2023, https://arxiv.org/abs/2212.05055, and routers that the
 paper has not. Each mixture starts from the dense run, and from nothing, and is
 trained for 10 % and 50 % of the steps of that run; 0 % is one step at a rate of
-0, so that it is evaluated as it starts. The ViT is trained on for as many FLOPs
-as the dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
+0, so that it is evaluated as it starts. What starts from the dense run is
+trained at a tenth of its rate: at the whole rate the ViT of seed 0 fell from 96.8
+to 94.8 % in 10 % of the steps. The ViT is trained on for as many FLOPs as the
+dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
 """
 
 from softmoe.tables import suite
 
 STEPS = 4000  # of the dense run
+RATE = 1.6e-3  # of what starts from it, a tenth of its own
 PERCENTS = (0, 10, 50)
 # Steps of the ViT for one of Tokens Choice, K=2, and no less: by its FLOPs.
 DENSE_STEPS = 1.31
@@ -44,6 +47,8 @@ def get_suite() -> suite.Suite:
 def _runs(model: str, percent: int, seed: int) -> list[suite.Run]:
   argument, changes = MODELS[model]
   dense = {'init': f'runs/main/vit-width32-seed{seed}'}
+  if percent:
+    dense |= {'optimizer.learning_rate': RATE}
   if argument != 'vit':
     dense |= {'upcycle.enabled': True}
   scratch = {k: v for k, v in changes.items() if not k.startswith('upcycle')}
