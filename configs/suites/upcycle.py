@@ -4,9 +4,9 @@ Komatsuzaki et al., 2023, https://arxiv.org/abs/2212.05055, and routers that the
 paper has not. Each mixture starts from the dense run, and from nothing, and is
 trained for 10 % and 50 % of the steps of that run; 0 % is one step at a rate of
 0, so that it is evaluated as it starts. What starts from the dense run is
-trained at a tenth of its rate: at the whole rate the ViT of seed 0 fell from 96.8
-to 94.8 % in 10 % of the steps. The ViT is trained on for as many FLOPs as the
-dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
+trained at a tenth of its rate: at the whole rate the ViT of seed 0 fell from
+96.8 to 94.8 % in 10 % of the steps. The ViT is trained on for as many FLOPs as
+the dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
 """
 
 from softmoe.tables import suite
