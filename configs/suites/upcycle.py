@@ -9,6 +9,8 @@ trained at a tenth of its rate: at the whole rate the ViT of seed 0 fell from
 the dearest mixture has. It needs the workdirs of `main`, under `runs/main`.
 """
 
+from typing import Any
+
 from softmoe.tables import suite
 
 STEPS = 4000  # of the dense run
@@ -28,7 +30,7 @@ MODELS = {
 
 
 def get_suite() -> suite.Suite:
-  """Returns 75 runs."""
+  """Returns 69 runs."""
   return suite.Suite(
     title='Sparse upcycling on glyphs, width 32',
     baseline='ViT',
@@ -49,12 +51,11 @@ def _runs(model: str, percent: int, seed: int) -> list[suite.Run]:
   dense = {'init': f'runs/main/vit-width32-seed{seed}'}
   if percent:
     dense |= {'optimizer.learning_rate': RATE}
+  starts = {'dense': dense | changes}
   if argument != 'vit':
-    dense |= {'upcycle.enabled': True}
-  scratch = {k: v for k, v in changes.items() if not k.startswith('upcycle')}
-  starts = {'dense': dense | changes} | (
-    {'scratch': scratch} if percent else {}
-  )
+    starts['dense'] |= {'upcycle.enabled': True}
+    if percent:
+      starts['scratch'] = _scratch(changes)
   length = _length(percent, DENSE_STEPS if argument == 'vit' else 1)
   common = suite.ONE_CHECKPOINT | length
   return [
@@ -67,6 +68,10 @@ def _runs(model: str, percent: int, seed: int) -> list[suite.Run]:
     )
     for name, start in starts.items()
   ]
+
+
+def _scratch(changes: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in changes.items() if not k.startswith('upcycle')}
 
 
 def _length(percent: int, factor: float) -> dict[str, float]:
