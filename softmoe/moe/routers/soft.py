@@ -136,11 +136,15 @@ class SoftRouter(nnx.Module):
       combine: sums to 1 over all slots, for each token.
     """
     logits = self.logits(x)
-    flat = jnp.zeros_like(logits)  # equal logits give equal weights
-    combine = logits if self.combine == 'soft' else flat
-    dispatch = logits if self.dispatch == 'soft' else flat
+    shape = logits.shape
+    # On a CPU XLA has no vectors for a softmax whose last axis is one slot.
+    logits = logits.reshape(*shape[:-2], -1)
+    equal = jnp.zeros_like(logits)  # equal logits give equal weights
+    dispatch = logits if self.dispatch == 'soft' else equal
+    combine = logits if self.combine == 'soft' else equal
     return routing.Slots(
-      over_tokens(dispatch, mask), jax.nn.softmax(combine, axis=(-2, -1))
+      over_tokens(dispatch, mask).reshape(shape),
+      jax.nn.softmax(combine).reshape(shape),
     ), routing.Aux()
 
   def factors(
@@ -220,14 +224,14 @@ class IdentityRouter(nnx.Module):
 
 
 def over_tokens(
-  logits: Float[Array, '*b m e s'], mask: Bool[Array, '*b m'] | None
-) -> Float[Array, '*b m e s']:
-  """Returns the softmax over the tokens that are not padding."""
+  logits: Float[Array, '*b m n'], mask: Bool[Array, '*b m'] | None
+) -> Float[Array, '*b m n']:
+  """Returns the softmax, for each of n slots, over the tokens but padding."""
   if mask is None:
-    return jax.nn.softmax(logits, axis=-3)
-  real = mask[..., None, None]
+    return jax.nn.softmax(logits, axis=-2)
+  real = mask[..., None]
   masked = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
-  return jnp.where(real, jax.nn.softmax(masked, axis=-3), 0)
+  return jnp.where(real, jax.nn.softmax(masked, axis=-2), 0)
 
 
 def l2_normalize(

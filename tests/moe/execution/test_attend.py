@@ -27,9 +27,9 @@ def draw(dtype=jnp.float32):
 
 
 def at_once(x, tokens, slots, mask):
-  logits = jnp.einsum('gmk,nk->gmn', tokens, slots)[..., None]
-  into = soft.over_tokens(logits, mask)[..., 0]
-  back = jax.nn.softmax(logits[..., 0], axis=2)
+  logits = jnp.einsum('gmk,nk->gmn', tokens, slots)
+  into = soft.over_tokens(logits, mask)
+  back = jax.nn.softmax(logits, axis=2)
   filled = jnp.einsum('gmd,gmn->gnd', x, into.astype(x.dtype))
   y = jnp.einsum('gnd,gmn->gmd', jnp.sin(filled), back.astype(x.dtype))
   return (filled, y), (jnp.max(into, axis=1), jnp.max(back, axis=2))
