@@ -36,32 +36,24 @@ def _multiply(options: dict[str, Any]):
   """Returns the product of rows and a matrix, with gradients for a CPU.
 
   XLA multiplies by a transposed left side, as the gradient of the matrix is
-  written, slower than it copies it and multiplies the copy. What is copied is
-  the narrower of rows and results: for the other the copy would cost what it
-  saves.
+  written, slower than it copies it and multiplies the copy. Of hidden units
+  there are too many: the copy would cost what it saves.
   """
   dot = lambda x, kernel, side: jax.lax.dot_general(
     x, kernel, (((side,), (0,)), ((), ())), **options
   )
-  copy = jax.lax.optimization_barrier
   multiply = jax.custom_vjp(lambda rows, kernel: dot(rows, kernel, 1))
 
   def forward(rows, kernel):
     return dot(rows, kernel, 1), (rows, kernel)
 
-  def over_rows(left, right, kernel):
-    columns = copy(left.T)
-    of_kernel = jax.linear_transpose(lambda k: dot(columns, k, 0), kernel)
-    return of_kernel(right)[0]
-
   def backward(kept, dy):
     rows, kernel = kept
+    many = rows.shape[1] > kernel.shape[1]
+    columns = rows.T if many else jax.lax.optimization_barrier(rows.T)
     of_rows = jax.linear_transpose(lambda rows: dot(rows, kernel, 1), rows)
-    if rows.shape[1] > kernel.shape[1]:
-      dkernel = copy(over_rows(dy, rows, kernel.T)).T
-    else:
-      dkernel = over_rows(rows, dy, kernel)
-    return *of_rows(dy), dkernel
+    of_kernel = jax.linear_transpose(lambda k: dot(columns, k, 0), kernel)
+    return *of_rows(dy), *of_kernel(dy)
 
   multiply.defvjp(forward, backward)
   return multiply
