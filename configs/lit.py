@@ -13,8 +13,8 @@ is dense. ARGUMENT is one of ARGUMENTS.
   python train.py --config=configs/lit.py:ARGUMENT --workdir=DIR \
     --config.init=WORKDIR
 
-WORKDIR is of configs/glyphs.py:ARGUMENT. Expected zero-shot accuracy on typefaces
-never seen: 94 % (vit) and 95 to 96 % (soft).
+WORKDIR is of configs/glyphs.py:ARGUMENT. Expected zero-shot accuracy on
+typefaces never seen: 94 % (vit) and 95 to 96 % (soft).
 """
 
 import ml_collections
