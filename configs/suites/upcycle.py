@@ -16,8 +16,8 @@ RATE = 1.6e-3  # of what starts from it, a tenth of its own
 PERCENTS = (0, 10, 50)
 # Steps of the ViT for one of Tokens Choice, K=2, and no less: by its FLOPs.
 DENSE_STEPS = 1.31
-# Each with its changes, and `upcycle.scale`: 1 over what the gates of a token sum
-# to, after drops, on normal tokens; Soft MoE's sum to 1, and those that are
+# Each with its changes, and `upcycle.scale`: 1 over what the gates of a token
+# sum to, after drops, on normal tokens; Soft MoE's sum to 1, and those that are
 # normalised.
 MODELS = {
   'ViT': ('vit', {}, 1.0),
