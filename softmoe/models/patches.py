@@ -3,6 +3,8 @@
 Axes: `b` images, `n` tokens, `d` width.
 """
 
+import functools
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
@@ -24,8 +26,8 @@ def resize_positions(
 ) -> Float[Array, '1 n_new d']:
   """Returns position embeddings of one grid of patches for another grid.
 
-  Bicubic, in float32; over fewer patches the filter widens, so that none is
-  left out. The place of a class token, which comes first, stays as it is.
+  Bilinear in float32, corners on corners, as vmoe and big_vision do it. The
+  place of a class token, which comes first, stays as it is.
 
   Args:
     position: `PatchEmbedding.position`, whole on every device.
@@ -36,7 +38,10 @@ def resize_positions(
     return position
   first = position.shape[1] - old[0] * old[1]
   places = jnp.reshape(position[0, first:], (*old, -1)).astype(jnp.float32)
-  places = jax.image.resize(places, (*new, places.shape[-1]), 'bicubic')
+  along = (jnp.linspace(0, m - 1, n) for m, n in zip(old, new, strict=True))
+  at = jnp.meshgrid(*along, indexing='ij')
+  read = functools.partial(jax.scipy.ndimage.map_coordinates, order=1)
+  places = jax.vmap(read, (-1, None), -1)(places, at)
   places = jnp.reshape(places, (1, new[0] * new[1], -1)).astype(position.dtype)
   return jnp.concatenate([position[:, :first], places], axis=1)
 
