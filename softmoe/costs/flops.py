@@ -3,9 +3,11 @@
 FLOP here counts a multiply and an add as two, as the papers' tables do.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -69,7 +71,7 @@ def forward(config: config_lib.Config, *, training: bool = False) -> Cost:
   """
   config = _plain(config)
   task = registry.find(config.task)(config)
-  with jax.set_mesh(sharding.one_device_mesh()):
+  with _nowhere():
     most, seen = _count(task, 1.0, training)
     dropless = [layer for layer in seen if layer.is_dropless]
     fewest = most
@@ -113,6 +115,21 @@ def _num_blocks(layer: Any) -> int:
   )
   first = weights[0]
   return first.shape[0] if first.get_metadata().get('stacked', False) else 1
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[None]:
+  """Traces programs for no platform, so without what is special to any.
+
+  They are lowered for the CPU, as nothing is counted on others before a
+  compilation (https://github.com/jax-ml/jax/issues/22713).
+  """
+  cpu = jax.local_devices(backend='cpu')[:1]
+  mesh = sharding.make_mesh('data:1', cpu)
+  device = jax.sharding.AbstractDevice('none', num_cores=None, platform='none')
+  traced = mesh.abstract_mesh.update(abstract_device=device)
+  with jax.set_mesh(mesh), jax.sharding.use_abstract_mesh(traced):
+    yield
 
 
 def _extrapolate(half: float, most: float, layers: list[priced.Seen]) -> float:

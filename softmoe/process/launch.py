@@ -112,6 +112,8 @@ def keep_heap() -> None:
 def use_cores(devices: int = 0) -> None:
   """Shows JAX one device a core: element-wise work then runs on each of them.
 
+  The CPU is there beside an accelerator, since costs are counted on it.
+
   Args:
     devices: another number of them.
   """
@@ -119,6 +121,9 @@ def use_cores(devices: int = 0) -> None:
 
   devices = devices or 1 << (len(cores()).bit_length() - 1)
   jax.config.update('jax_num_cpu_devices', devices)
+  platforms = jax.config.jax_platforms
+  if platforms and 'cpu' not in platforms.split(','):
+    jax.config.update('jax_platforms', f'{platforms},cpu')
 
 
 def cores() -> list[int]:

@@ -46,6 +46,14 @@ def test_paper_cost(argument, experts, gflop):
   assert counted == pytest.approx(gflop, rel=5e-4, abs=0.05)
 
 
+def test_an_accelerator_is_not_asked(monkeypatch):
+  config = experiment_lib.parse(tiny())
+  expected = flops.forward(config).flops()
+  refuse = lambda *_: pytest.fail('nothing is counted on an accelerator')
+  monkeypatch.setattr(jax, 'devices', refuse)
+  assert flops.forward(config).flops() == expected
+
+
 def tiny(**changes):
   config = config_lib.default(classification.Config)
   config.data.update(image_size=(32, 32), channels=3)

@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+import types
 
+import jax
 import pytest
 
 from softmoe.errors import BAD_INPUT, FAILED, Diverged, Stopped, UserError
@@ -27,6 +29,21 @@ def replaced(monkeypatch):
   monkeypatch.setattr(launch.os, 'environ', environment)
   monkeypatch.setattr(launch.os, 'execv', execv)
   return environment, calls
+
+
+@pytest.mark.parametrize(
+  'platforms, wanted',
+  [(None, None), ('cuda', 'cuda,cpu'), ('cpu', None), ('tpu,cpu', None)],
+)
+def test_a_cpu_is_beside_an_accelerator(monkeypatch, platforms, wanted):
+  updates = {}
+  config = types.SimpleNamespace(
+    jax_platforms=platforms, update=updates.__setitem__
+  )
+  monkeypatch.setattr(jax, 'config', config)
+  launch.use_cores(2)
+  expected = {'jax_platforms': wanted} if wanted else {}
+  assert updates == {'jax_num_cpu_devices': 2} | expected
 
 
 @pytest.mark.parametrize(
