@@ -175,6 +175,20 @@ def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   return y if x.ndim == 3 else jnp.reshape(y, shape, out_sharding=P(*spec))
 
 
+def has_rows(x: jax.Array) -> bool:
+  """Tells whether no axis of an array but the first is split: `on_rows`."""
+  return not any(jax.typeof(x).sharding.spec[1:])
+
+
+def on_rows(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+  """Returns `f` of `x` with all axes but the last as one, which stay split."""
+  first = (jax.typeof(x).sharding.spec or (None,))[0]
+  # Where the first axis is split, reshapes have to be told that it stays so.
+  place: Any = {'out_sharding': P(first)} if first else {}
+  y = f(jnp.reshape(x, (-1, x.shape[-1]), **place))
+  return jnp.reshape(y, (*x.shape[:-1], -1), **place)
+
+
 def repeat(x: jax.Array, times: int) -> jax.Array:
   """Returns each example `times` times, side by side, split as x is."""
   shape = (x.shape[0], times, *x.shape[1:])

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe import sharding
@@ -26,14 +25,11 @@ def dot_general(
     dimension_numbers: last axis of `x` with the first of `kernel`.
     **options: of `jax.lax.dot_general`.
   """
-  first, *rest = jax.typeof(x).sharding.spec or (None,)
-  if x.ndim < 3 or any(rest) or sharding.platform() != 'cpu':
+  few = x.ndim < 3 or not sharding.has_rows(x)
+  if few or sharding.platform() != 'cpu':
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-  # Where the first axis is split, reshapes have to be told that it stays so.
-  place: Any = {'out_sharding': jax.P(first)} if first else {}
-  rows = jnp.reshape(x, (-1, x.shape[-1]), **place)
-  y = _multiply(options)(rows, kernel)
-  return jnp.reshape(y, (*x.shape[:-1], -1), **place)
+  multiply = _multiply(options)
+  return sharding.on_rows(lambda rows: multiply(rows, kernel), x)
 
 
 def _multiply(options: dict[str, Any]):
