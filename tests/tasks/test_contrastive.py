@@ -155,7 +155,10 @@ def steps(experiment, count=2):
 @pytest.mark.parametrize('loss', ['sigmoid', 'softmax'])
 @pytest.mark.parametrize('mesh', ['data:2,expert:4', 'data:2,fsdp:2,expert:2'])
 def test_any_mesh_trains_alike(loss, mesh):
-  changes = dict(loss=loss, model=SPARSE, text=SPARSE)
+  # A softmax takes no notice of the keys' bias: its gradient is rounding alone,
+  # which Adam divides by its own size.
+  optimizer = dict(frozen=('.*/key/bias',))
+  changes = dict(loss=loss, model=SPARSE, text=SPARSE, optimizer=optimizer)
   _, expected = steps(build(mesh='data:1', **changes))
   _, found = steps(build(8, mesh=mesh, **changes))
   for name in set(expected[0]) - {'moe/executed', 'moe/flops'}:
