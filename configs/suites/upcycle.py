@@ -6,12 +6,15 @@ trained for 10 % and 50 % of the steps of that run; 0 % is one step at a rate of
 0, so that it is evaluated as it starts. What starts from the dense run is
 trained at a tenth of its rate, since at the whole rate it first loses what it
 had (docs/finetuning.md). The ViT is trained on for as many FLOPs as the dearest
-mixture has. It needs the workdirs of `main`, under `runs/main`.
+mixture has. What starts from nothing has the warm-up of the dense run, or half of
+its steps: at this rate Soft MoE learns nothing for a thousand steps after one of
+200. It needs the workdirs of `main`, under `runs/main`.
 """
 
 from softmoe.tables import suite
 
 STEPS = 4000  # of the dense run
+WARMUP = 400  # of it
 RATE = 1.6e-3  # of what starts from it, a tenth of its own
 PERCENTS = (0, 10, 50)
 # Steps of the ViT for one of Tokens Choice, K=2, and no less: by its FLOPs.
@@ -47,34 +50,35 @@ def get_suite() -> suite.Suite:
 
 def _runs(model: str, percent: int, seed: int) -> list[suite.Run]:
   argument, changes, scale = MODELS[model]
-  dense = {'init': f'runs/main/vit-width32-seed{seed}'}
-  if percent:
-    dense |= {'optimizer.learning_rate': RATE}
+  steps = round(STEPS * percent / 100)
+  if argument == 'vit':
+    steps = round(steps * DENSE_STEPS)
+  dense = {'init': f'runs/main/vit-width32-seed{seed}'} | _schedule(steps)
   starts = {'dense': dense}
   if argument != 'vit':
     dense |= {'upcycle.enabled': True, 'upcycle.scale': scale}
     if percent:
-      starts['scratch'] = {}
-  length = _length(percent, DENSE_STEPS if argument == 'vit' else 1)
-  common = suite.ONE_CHECKPOINT | length
+      warmup = min(WARMUP, steps // 2)
+      starts['scratch'] = {
+        'steps': steps,
+        'optimizer.schedule.warmup': warmup,
+      }
   return [
     suite.Run(
       model,
       f'glyphs:{argument}',
       seed,
       {'from': name, 'percent': percent},
-      common | changes | start,
+      suite.ONE_CHECKPOINT | changes | start,
     )
     for name, start in starts.items()
   ]
 
 
-def _length(percent: int, factor: float) -> dict[str, float]:
-  if not percent:
-    return {
-      'steps': 1,
-      'optimizer.learning_rate': 0.0,
-      'optimizer.schedule.warmup': 0,
-    }
-  steps = round(STEPS * percent / 100 * factor)
-  return {'steps': steps, 'optimizer.schedule.warmup': steps // 10}
+def _schedule(steps: int) -> dict[str, float]:
+  """Returns how what starts from the dense run is trained."""
+  return {
+    'steps': max(steps, 1),
+    'optimizer.learning_rate': RATE if steps else 0.0,
+    'optimizer.schedule.warmup': steps // 10,
+  }
