@@ -121,7 +121,7 @@ def use_cores(devices: int = 0) -> None:
 
   devices = devices or 1 << (len(cores()).bit_length() - 1)
   jax.config.update('jax_num_cpu_devices', devices)
-  platforms = jax.config.jax_platforms
+  platforms = jax.config.values['jax_platforms']
   if platforms and 'cpu' not in platforms.split(','):
     jax.config.update('jax_platforms', f'{platforms},cpu')
 

@@ -38,7 +38,7 @@ def replaced(monkeypatch):
 def test_a_cpu_is_beside_an_accelerator(monkeypatch, platforms, wanted):
   updates = {}
   config = types.SimpleNamespace(
-    jax_platforms=platforms, update=updates.__setitem__
+    values={'jax_platforms': platforms}, update=updates.__setitem__
   )
   monkeypatch.setattr(jax, 'config', config)
   launch.use_cores(2)
