@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import optax
-from jax import numpy as jnp
 
 from softmoe.config import OptimizerConfig
 
@@ -29,7 +28,7 @@ def resume(state: State, trees: dict[str, Any]) -> State:
 
   Args:
     state: at step 0.
-    trees: as `moments` gives them; resized ones may have become negative.
+    trees: as `moments` gives them.
   """
   state = optax.tree_utils.tree_set(state, **trees)
   return jax.tree.map(
@@ -44,5 +43,4 @@ def _is_adam(node: Any) -> bool:
 
 
 def _later(node: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
-  squares = jax.tree.map(lambda v: jnp.maximum(v, 0), node.nu)
-  return node._replace(count=node.count + STEPS_BEFORE, nu=squares)
+  return node._replace(count=node.count + STEPS_BEFORE)
