@@ -14,7 +14,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from softmoe import sharding
+from softmoe.moe import dot
 
 _FLOAT32 = {'preferred_element_type': jnp.float32}
 
@@ -59,15 +59,9 @@ def _backward(kept, dy):
   dlogits = weights * (dweights - inner[..., None]) * query.shape[-1] ** -0.5
   dlogits = dlogits.astype(query.dtype)
   dquery = jnp.einsum('bhqn,bhnk->bhqk', dlogits, key)
-  dkey = jnp.einsum('bhnq,bhqk->bhnk', _transposed(dlogits), query)
-  dvalue = jnp.einsum('bhnq,bhqk->bhnk', _transposed(weights), dy)
+  dkey = jnp.einsum('bhnq,bhqk->bhnk', dot.transposed(dlogits), query)
+  dvalue = jnp.einsum('bhnq,bhqk->bhnk', dot.transposed(weights), dy)
   return dquery, dkey, dvalue, None
-
-
-def _transposed(x):
-  """Swaps the last axes, on a CPU by a copy: see `softmoe.moe.dot`."""
-  x = jnp.swapaxes(x, 2, 3)
-  return jax.lax.optimization_barrier(x) if sharding.platform() == 'cpu' else x
 
 
 attend.defvjp(_forward, _backward)

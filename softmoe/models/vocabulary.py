@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models.config import DecoderConfig, TextConfig
+from softmoe.moe import dot
 from softmoe.moe import part as part_lib
 
 _STD = 0.02  # of all at the start, as in GPT-2
@@ -64,7 +65,11 @@ class Vocabulary(Embedding):
 
   def logits(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n v']:
     """Returns the float32 logits of the next token."""
-    return _logits(x, sharding.gather(self._head(), self.dtype), self.dtype)
+    head = sharding.gather(self._head(), self.dtype)
+    x, head = x.astype(self.dtype), head.astype(self.dtype)
+    return jnp.einsum(
+      '...d,vd->...v', x, head, preferred_element_type=jnp.float32
+    )
 
   def losses(
     self,
@@ -106,7 +111,9 @@ class Vocabulary(Embedding):
     x: Float[Array, 't d'],
     targets: Int[Array, ' t'],
   ) -> Losses:
-    losses = functools.partial(_losses, head, self.dtype, smoothing)
+    # So that its gradient too is added up as (d, v): see `dot.transposed`.
+    columns = dot.transposed(head)
+    losses = functools.partial(_losses, columns, self.dtype, smoothing)
     size = len(targets)
     if not 0 < self.chunk < size:
       return losses(x, targets)
@@ -180,27 +187,25 @@ def _draw(config: TextConfig, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def _losses(
-  head: Float[Array, 'v d'],
+  head: Float[Array, 'd v'],
   dtype: Any,
   smoothing: float,
   x: Float[Array, 't d'],
   targets: Int[Array, ' t'],
 ) -> Losses:
-  logits = _logits(x, head, dtype)
+  x, head = x.astype(dtype), head.astype(dtype)
+  logits = dot.multiply(x, head, preferred_element_type=jnp.float32)
   log_total = jax.nn.logsumexp(logits, axis=-1)
   right = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
   smoothed = cross_entropy = log_total - right
   if smoothing:
     spread = log_total - jnp.mean(logits, axis=-1)
     smoothed = (1 - smoothing) * cross_entropy + smoothing * spread
-  best = jnp.argmax(logits, axis=-1)
-  return Losses(cross_entropy, smoothed, best == targets)
+  return Losses(cross_entropy, smoothed, _first_largest(logits) == targets)
 
 
-def _logits(
-  x: Float[Array, '*b d'], head: Float[Array, 'v d'], dtype: Any
-) -> Float[Array, '*b v']:
-  x, head = x.astype(dtype), head.astype(dtype)
-  return jnp.einsum(
-    '...d,vd->...v', x, head, preferred_element_type=jnp.float32
-  )
+def _first_largest(logits: Float[Array, 't v']) -> Int[Array, ' t']:
+  """Returns what `jnp.argmax` does of numbers, which is slow on a CPU."""
+  num = logits.shape[-1]
+  is_largest = logits == jnp.max(logits, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(is_largest, jnp.arange(num), num), axis=-1)

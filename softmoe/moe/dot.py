@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from softmoe import sharding
@@ -28,11 +29,12 @@ def dot_general(
   few = x.ndim < 3 or not sharding.has_rows(x)
   if few or sharding.platform() != 'cpu':
     return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
-  multiply = _multiply(options)
-  return sharding.on_rows(lambda rows: multiply(rows, kernel), x)
+  return sharding.on_rows(lambda rows: multiply(rows, kernel, **options), x)
 
 
-def _multiply(options: dict[str, Any]):
+def multiply(
+  rows: Float[Array, 'n d'], kernel: Float[Array, 'd f'], **options: Any
+) -> Float[Array, 'n f']:
   """Returns the product of rows and a matrix, with gradients for a CPU.
 
   XLA multiplies by a transposed left side, as the gradient of the matrix is
@@ -42,7 +44,9 @@ def _multiply(options: dict[str, Any]):
   dot = lambda x, kernel, side: jax.lax.dot_general(
     x, kernel, (((side,), (0,)), ((), ())), **options
   )
-  multiply = jax.custom_vjp(lambda rows, kernel: dot(rows, kernel, 1))
+  if sharding.platform() != 'cpu':
+    return dot(rows, kernel, 1)
+  product = jax.custom_vjp(lambda rows, kernel: dot(rows, kernel, 1))
 
   def forward(rows, kernel):
     return dot(rows, kernel, 1), (rows, kernel)
@@ -55,5 +59,15 @@ def _multiply(options: dict[str, Any]):
     of_kernel = jax.linear_transpose(lambda k: dot(columns, k, 0), kernel)
     return *of_rows(dy), *of_kernel(dy)
 
-  multiply.defvjp(forward, backward)
-  return multiply
+  product.defvjp(forward, backward)
+  return product(rows, kernel)
+
+
+def transposed(x: Float[Array, '*b n m']) -> Float[Array, '*b m n']:
+  """Swaps the last two axes, on a CPU by a copy.
+
+  As long as it is a view, XLA merges it with products before and after it, and
+  multiplies by transposed sides. The gradient is a copy too.
+  """
+  x = jnp.swapaxes(x, -1, -2)
+  return jax.lax.optimization_barrier(x) if sharding.platform() == 'cpu' else x

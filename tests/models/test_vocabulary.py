@@ -122,3 +122,8 @@ def test_bfloat16_logits_are_float32():
   x = module.embed(jnp.asarray(TARGETS))
   assert x.dtype == jnp.bfloat16
   assert module.logits(x).dtype == jnp.float32
+
+
+def test_of_equal_logits_the_first_is_the_answer():
+  found = make().losses(jnp.zeros((1, 2, 8)), jnp.asarray([[0, 1]]))
+  assert found.correct.tolist() == [[True, False]]
