@@ -70,7 +70,7 @@ def compile_cache(tmp_path_factory):
   """Lets a run that goes on find what an earlier one compiled."""
   directory = tmp_path_factory.mktemp('compiled')
   jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   yield
   jax.config.update('jax_compilation_cache_dir', None)
 

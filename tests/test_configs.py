@@ -234,7 +234,11 @@ def test_docstring_says_paper_and_command(path):
 
 @pytest.mark.parametrize(
   'name',
-  [n for n, m in MODULES.items() if set(m['ARGUMENTS']) == {'vit', 'soft'}],
+  [
+    pytest.param(n, marks=() if n == 'fashion_mnist' else pytest.mark.slow)
+    for n, m in MODULES.items()
+    if set(m['ARGUMENTS']) == {'vit', 'soft'}
+  ],
 )
 def test_soft_costs_no_more_than_vit(name):
   cost = lambda argument: flops.forward(load(name, argument)).flops()
@@ -242,6 +246,7 @@ def test_soft_costs_no_more_than_vit(name):
   assert 0.85 < cost('soft') / cost('vit') < 1.01
 
 
+@pytest.mark.slow
 def test_soft_costs_less_than_vit_on_imagenet():
   cost = lambda argument: flops.forward(load('imagenet1k', argument)).flops()
   assert 0.85 * cost('vit-s16') < cost('soft-s16') < cost('vit-s16')

@@ -80,7 +80,9 @@ def results(name, weight, heads, arguments):
   return run(*heads)
 
 
-@pytest.mark.parametrize('case', ['all', 'everything'])
+@pytest.mark.parametrize(
+  'case', [pytest.param('all', marks=pytest.mark.slow), 'everything']
+)
 def test_many_blocks_and_gradients(interpreted, monkeypatch, case):
   """Of 130 tokens padded to 256, and a width of 130 padded to 256."""
   monkeypatch.setattr(flash, '_BLOCKS', (128,))

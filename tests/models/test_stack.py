@@ -183,17 +183,23 @@ CAUSAL = {
   'threshold': {},
   'tokens_choice': dict(k=2),
   'bias_balanced': dict(k=2),
+  'quantile_balanced': dict(k=2),
+  'expert_threshold': dict(k=2),
   'relu': dict(k=2),
   'hash': dict(router_options=(('vocab_size', 20),)),
   'mixture_of_tokens': dict(group_size=4),
   'segment_soft': dict(segment=2, slots_per_expert=2, shared_dim=8),
 }
+QUICKLY = ('threshold', 'mixture_of_tokens', 'segment_soft')
 
 
 @pytest.mark.parametrize(
   ('router', 'scan'),
   [
-    *((router, False) for router in CAUSAL),
+    *(
+      pytest.param(r, False, marks=() if r in QUICKLY else pytest.mark.slow)
+      for r in CAUSAL
+    ),
     pytest.param('segment_soft', True, marks=pytest.mark.slow),
   ],
 )

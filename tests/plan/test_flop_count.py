@@ -112,7 +112,10 @@ def test_a_grouped_matmul_counts_its_blocks():
 @pytest.mark.parametrize(
   'model', [pytest.param('vit', marks=pytest.mark.slow), 'soft']
 )
-@pytest.mark.parametrize('program', [programs.TRAIN, programs.INFERENCE])
+@pytest.mark.parametrize(
+  'program',
+  [pytest.param(programs.TRAIN, marks=pytest.mark.slow), programs.INFERENCE],
+)
 def test_a_step_against_the_compilers_count(tiny, model, program):
   """Larger than tiny, so that what is no product weighs little."""
   config = tiny(

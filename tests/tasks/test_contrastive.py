@@ -173,6 +173,7 @@ def test_any_mesh_trains_alike(loss, mesh):
 LOCKED = dict(frozen=('image/.*',))
 
 
+@pytest.mark.slow
 def test_a_locked_tower_has_no_backward_pass():
   assert cost(optimizer=LOCKED) < 0.6 * cost(optimizer={})
 

@@ -50,6 +50,7 @@ def test_the_classifier_is_the_tower_and_texts_start_fresh(classifier, capsys):
   assert 'resized' not in told
 
 
+@pytest.mark.slow
 def test_resolution_scan_and_mesh_may_differ(classifier):
   workdir, expected = classifier
   experiment = build(

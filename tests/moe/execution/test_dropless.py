@@ -334,6 +334,7 @@ def loops(jaxpr):
       yield from loops(inner)
 
 
+@pytest.mark.slow
 def test_rounds_read_weights_in_the_type_of_the_computation():
   _, x, gates, wanted, _ = jax.tree.map(jnp.asarray, draw(3, 32, 4))
   create = lambda rngs: mlp.Mlp(D, 8, dtype=jnp.bfloat16, rngs=rngs)

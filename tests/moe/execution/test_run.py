@@ -201,7 +201,7 @@ def test_given_routing(mesh, sizes, router, implementation):
   [
     ('bias_balanced', None),
     pytest.param('bias_balanced', (1, 1), marks=pytest.mark.slow),
-    ('bias_balanced', (2, 4)),
+    pytest.param('bias_balanced', (2, 4), marks=pytest.mark.slow),
     pytest.param('bias_balanced', (4, 2), marks=pytest.mark.slow),
     pytest.param('tokens_choice', None, marks=pytest.mark.slow),
     pytest.param('tokens_choice', (2, 4), marks=pytest.mark.slow),
