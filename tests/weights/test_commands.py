@@ -72,11 +72,15 @@ def test_an_export_is_read_back(dense, tiny, tmp_path, one_device, capsys):
   read = lambda path: (path / 'model.safetensors').read_bytes()
   assert read(again) == read(tmp_path / 'timm')
   capsys.readouterr()
-  command.main(['inspect', str(again), '--heads=2'])
+  command.main(['inspect', str(again)])
   told = capsys.readouterr().out.splitlines()
   assert 'arrays of timm' in told[0]
   assert '--config.model.width=16' in told and '--config.model.depth=2' in told
   assert '--config.model.activation=gelu_exact' in told
+  assert '--config.model.num_heads=2' in told
+  fields |= dict(init=str(again), model__num_heads=4)
+  with pytest.raises(UserError, match=r'model\.num_heads: got 4; 2, as the'):
+    pretrained.params(build(tiny('vit', **fields)))
   assert 'pos_embed float32 (1, 4, 16)' in told
 
 

@@ -88,6 +88,23 @@ def config(experiment: Any) -> dict[str, Any]:
   }
 
 
+def facts(content: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields of our model that its `config.json` tells.
+
+  Many have no `model_args`: what the name of their architecture stands for is
+  known to timm alone.
+  """
+  arguments = content.get('model_args')
+  if not isinstance(arguments, dict):
+    return {}
+  ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
+  found = {
+    'num_heads': arguments.get('num_heads'),
+    'activation': ours.get(str(arguments.get('act_layer'))),
+  }
+  return {field: value for field, value in found.items() if value is not None}
+
+
 def refuse(experiment: Any) -> None:
   """Raises a UserError for a model that timm has no names for."""
   vit.refuse(experiment, activations=ACTIVATIONS)
@@ -105,6 +122,7 @@ FORMAT = Format(
   rows=rows,
   refuse=refuse,
   config=config,
+  facts=facts,
   trained={'activation': 'gelu_exact', 'norm_epsilon': EPSILON},
   foreign={
     'reg_token': 'register tokens',
