@@ -43,6 +43,7 @@ SPLIT = (
   'segment_soft',
   'soft tiles',
 )
+ON = {(1, 1): ('soft',), (2, 4): SPLIT}
 
 
 def check(name, shape, seed, sizes):
@@ -98,7 +99,7 @@ def some(quick, names):
   [
     pytest.param(sizes, *name.values, marks=name.marks)
     for sizes in MESHES
-    for name in some(SPLIT if sizes == (2, 4) else QUICKLY, CASES)
+    for name in some(ON.get(sizes, QUICKLY), CASES)
   ],
   ids=str,
 )
@@ -175,7 +176,9 @@ def test_gradients_of_experts_stay_where_experts_are(mesh, name):
 
 
 @pytest.mark.parametrize('name', ['bias_balanced', 'relu'])
-@pytest.mark.parametrize('sizes', [None, (2, 4)], ids=str)
+@pytest.mark.parametrize(
+  'sizes', [pytest.param(None, marks=pytest.mark.slow), (2, 4)], ids=str
+)
 def test_statistics_are_of_the_whole_batch_and_0_where_it_is_balanced(
   mesh, sizes, name
 ):

@@ -32,7 +32,16 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize('way', WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+  'way',
+  [
+    pytest.param(
+      way, marks=() if name in ('slots', 'grouped') else pytest.mark.slow
+    )
+    for name, way in WAYS.items()
+  ],
+  ids=WAYS,
+)
 def test_it_starts_as_the_base_and_computes_with_the_sum(way):
   with_lora, base = make(**way), make(**way, rank=0)
   np.testing.assert_array_equal(with_lora(X)[0], base(X)[0])

@@ -27,6 +27,7 @@ def built(tiny):
   return build
 
 
+@pytest.mark.slow
 def test_every_mesh_starts_from_the_same_state(built):
   one = leaves(state_lib.init(built(1, 1)))
   eight = leaves(state_lib.init(built(2, 4)))

@@ -32,6 +32,7 @@ def row(run, threshold, value, seconds=1e-3, **metrics):
   return measure.Row(run, threshold, metrics, 1e6, seconds, 'token', 8)
 
 
+@pytest.mark.slow
 def test_lower_thresholds_want_fewer_experts(run, tmp_path, capsys):
   all_on = (('all_experts', True),)
   sparse = run('sparse', router='threshold', router_options=all_on)
