@@ -67,7 +67,7 @@ def hlo():
 
 @pytest.fixture(scope='session', autouse=True)
 def compile_cache(tmp_path_factory):
-  """Lets a run that goes on find what an earlier one compiled."""
+  """Keeps all that is compiled: `forget_programs` makes it compile again."""
   directory = tmp_path_factory.mktemp('compiled')
   jax.config.update('jax_compilation_cache_dir', str(directory))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

@@ -43,7 +43,7 @@ SPLIT = (
   'segment_soft',
   'soft tiles',
 )
-ON = {(1, 1): ('soft',), (2, 4): SPLIT}
+QUICKLY_ON = {(1, 1): ('soft',), (2, 4): SPLIT}
 
 
 def check(name, shape, seed, sizes):
@@ -99,7 +99,7 @@ def some(quick, names):
   [
     pytest.param(sizes, *name.values, marks=name.marks)
     for sizes in MESHES
-    for name in some(ON.get(sizes, QUICKLY), CASES)
+    for name in some(QUICKLY_ON.get(sizes, QUICKLY), CASES)
   ],
   ids=str,
 )

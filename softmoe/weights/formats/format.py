@@ -39,3 +39,18 @@ class Format:
   foreign: dict[str, str] = dataclasses.field(default_factory=dict)
   ignored: str = ''
   file: str = 'model.safetensors'
+
+
+def told(
+  activations: dict[str, str], activation: Any, **fields: Any
+) -> dict[str, Any]:
+  """Returns what a library's config tells of the fields of our model's.
+
+  Args:
+    activations: by our names, theirs.
+    activation: as theirs is called; None: it does not tell.
+    **fields: other fields; None: it does not tell.
+  """
+  ours = {theirs: name for name, theirs in activations.items()}
+  fields |= {'activation': ours.get(str(activation))}
+  return {field: value for field, value in fields.items() if value is not None}

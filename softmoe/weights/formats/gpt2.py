@@ -5,7 +5,7 @@ from typing import Any
 
 from softmoe.errors import UserError
 from softmoe.models.config import DecoderConfig, EncoderDecoderConfig
-from softmoe.weights.formats.format import Format
+from softmoe.weights.formats.format import Format, told
 from softmoe.weights.row import Row, norm
 
 _EMBEDDING = 'wte.weight'
@@ -68,13 +68,12 @@ def config(experiment: Any) -> dict[str, Any]:
 
 def facts(content: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of our model that its `config.json` tells."""
-  ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
-  found = {
-    'num_heads': content.get('n_head'),
-    'norm_epsilon': content.get('layer_norm_epsilon'),
-    'activation': ours.get(str(content.get('activation_function'))),
-  }
-  return {field: value for field, value in found.items() if value is not None}
+  return told(
+    ACTIVATIONS,
+    content.get('activation_function'),
+    num_heads=content.get('n_head'),
+    norm_epsilon=content.get('layer_norm_epsilon'),
+  )
 
 
 def refuse(experiment: Any) -> None:

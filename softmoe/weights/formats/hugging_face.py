@@ -5,7 +5,7 @@ from typing import Any
 
 from softmoe.errors import UserError
 from softmoe.weights.formats import vit
-from softmoe.weights.formats.format import Format
+from softmoe.weights.formats.format import Format, told
 from softmoe.weights.row import Row, linear, norm
 
 _KERNEL = 'embeddings.patch_embeddings.projection.weight'
@@ -76,13 +76,12 @@ def _one_or_two(sizes: tuple[int, int]) -> Any:
 
 def facts(content: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of our model that its `config.json` tells."""
-  ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
-  found = {
-    'num_heads': content.get('num_attention_heads'),
-    'norm_epsilon': content.get('layer_norm_eps'),
-    'activation': ours.get(str(content.get('hidden_act'))),
-  }
-  return {field: value for field, value in found.items() if value is not None}
+  return told(
+    ACTIVATIONS,
+    content.get('hidden_act'),
+    num_heads=content.get('num_attention_heads'),
+    norm_epsilon=content.get('layer_norm_eps'),
+  )
 
 
 def refuse(experiment: Any) -> None:

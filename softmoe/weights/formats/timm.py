@@ -9,7 +9,7 @@ from typing import Any
 
 from softmoe.errors import UserError
 from softmoe.weights.formats import vit
-from softmoe.weights.formats.format import Format
+from softmoe.weights.formats.format import Format, told
 from softmoe.weights.row import Row, linear, norm
 
 POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map'}
@@ -97,12 +97,8 @@ def facts(content: dict[str, Any]) -> dict[str, Any]:
   arguments = content.get('model_args')
   if not isinstance(arguments, dict):
     return {}
-  ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
-  found = {
-    'num_heads': arguments.get('num_heads'),
-    'activation': ours.get(str(arguments.get('act_layer'))),
-  }
-  return {field: value for field, value in found.items() if value is not None}
+  heads = arguments.get('num_heads')
+  return told(ACTIVATIONS, arguments.get('act_layer'), num_heads=heads)
 
 
 def refuse(experiment: Any) -> None:
