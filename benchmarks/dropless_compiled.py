@@ -6,8 +6,9 @@ python benchmarks/dropless_compiled.py h100:8
 or with [plan-tpu] and v5p:2x2x2. ViT L/16, bfloat16, 1,024 images, no remat,
 its last 12 blocks mixtures: Tokens Choice among 32 experts, XMoE among 64 of an
 eighth of their width; dropless and with a capacity, experts split over the
-devices or copied to all. All is what `python -m softmoe.plan` says, at an even
-load, and at the worst, where all tokens want experts of one device.
+devices or copied to all. On a GPU attention is a kernel too. All is what
+`python -m softmoe.plan` says, at an even load, and at the worst, where all
+tokens want experts of one device.
 """
 
 import itertools
@@ -69,7 +70,10 @@ def capacity(router: str, way: str) -> dict[str, float]:
 
 def plan(target: str, mesh: str, fields: dict[str, Any]) -> dict[str, Any]:
   """Returns what `softmoe.plan` says of a model."""
+  # See `models.attention.choose`.
+  attention = 'plain' if target.startswith('v') else 'pallas'
   flags = (
+    f'--config.model.attention={attention}',
     *(f'--config.model.moe.{name}={value}' for name, value in fields.items()),
     f'--config.mesh={mesh}',
     f'--target={target}',

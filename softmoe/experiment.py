@@ -160,7 +160,7 @@ def build(
   """
   config_lib.check(config)
   task = registry.find(config.task)(config)
-  model = abstract_model(task)
+  model = abstract_model(task, devices)
   layers = moe_layers(model)
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
@@ -188,9 +188,16 @@ def build(
   )
 
 
-def abstract_model(task: task_lib.Task) -> Any:
-  """Returns the model with shapes and types for parameters, and no places."""
-  with jax.set_mesh(sharding.one_device_mesh()):
+def abstract_model(
+  task: task_lib.Task, devices: Sequence[jax.Device] | None = None
+) -> Any:
+  """Returns the model with shapes and types for parameters, and no places.
+
+  Args:
+    task: that makes it.
+    devices: of the kind that the model is for; None: of this process.
+  """
+  with jax.set_mesh(sharding.one_device_mesh(devices)):
     return jax.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
 
 

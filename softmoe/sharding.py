@@ -42,9 +42,11 @@ def make_mesh(
   return jax.sharding.Mesh(grid, AXES, axis_types=explicit)
 
 
-def one_device_mesh() -> jax.sharding.Mesh:
-  """Returns the mesh of a single device, for what takes no notice of it."""
-  return make_mesh('data:1', jax.devices()[:1])
+def one_device_mesh(
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+  """Returns the mesh of the first device, for what only looks at its kind."""
+  return make_mesh('data:1', (devices or jax.devices())[:1])
 
 
 def num_slices(devices: Sequence[jax.Device]) -> int:

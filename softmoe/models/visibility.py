@@ -6,6 +6,9 @@ Axes are those of `attention`.
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+# Document of the tokens that nobody may read.
+HIDDEN = jnp.iinfo(jnp.int32).min
+
 
 def both(
   a: Bool[Array, '#b 1 #q #n'] | None, b: Bool[Array, '#b 1 #q #n'] | None
@@ -21,6 +24,25 @@ def same_segment(
   if segments is None:
     return None
   return segments[:, None, :, None] == segments[:, None, None]
+
+
+def documents(
+  b: int,
+  q: int,
+  n: int,
+  mask: Bool[Array, '#b n'] | None,
+  segments: Int[Array, '#b q'] | None,
+) -> tuple[Int[Array, 'b q'], Int[Array, 'b n']]:
+  """Returns of the tokens that read, and of those that are read, a document.
+
+  A token reads those of the same number.
+  """
+  reads = jnp.zeros((1, q), jnp.int32) if segments is None else segments
+  is_read = jnp.zeros((1, n), jnp.int32) if segments is None else segments
+  if mask is not None:
+    is_read = jnp.where(mask, is_read, HIDDEN)
+  fill = lambda ids, n: jnp.broadcast_to(ids.astype(jnp.int32), (b, n))
+  return fill(reads, q), fill(is_read, n)
 
 
 def triangle(q: int, n: int) -> Bool[Array, '1 1 q n']:

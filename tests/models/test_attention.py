@@ -224,11 +224,11 @@ def test_cudnn_needs_a_mesh_of_live_gpus(monkeypatch):
       attention.choose('cudnn', platform)
 
 
-def test_pallas_needs_a_tpu():
-  assert attention.choose('pallas', 'tpu') == 'pallas'
-  for platform in ('cpu', 'gpu'):
-    with pytest.raises(UserError, match="got 'pallas'; .* without a TPU"):
-      attention.choose('pallas', platform)
+def test_pallas_needs_an_accelerator():
+  for platform in ('tpu', 'gpu', 'cuda'):
+    assert attention.choose('pallas', platform) == 'pallas'
+  with pytest.raises(UserError, match="got 'pallas'; 'plain' or 'xla' on a C"):
+    attention.choose('pallas', 'cpu')
 
 
 @pytest.mark.parametrize(

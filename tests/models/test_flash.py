@@ -1,8 +1,8 @@
-"""JAX's kernel for TPUs: interpreted against loops, and compiled for a TPU.
+"""JAX's kernel for TPUs and ours for GPUs: interpreted, and compiled.
 
-Interpreted, its float32 matmuls are a CPU's own, as the other implementations'
-are, so it meets their tolerances. On a TPU float32 is multiplied in bfloat16
-passes, by the kernel as by the others.
+Interpreted against loops, their float32 matmuls are a CPU's own, as the other
+implementations' are, so they meet their tolerances. On a TPU float32 is
+multiplied in bfloat16 passes, by the kernel as by the others.
 """
 
 import functools
@@ -19,8 +19,8 @@ from jax import numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from softmoe import sharding
-from softmoe.models import attention, flash
-from tests.compilers import needs_libtpu
+from softmoe.models import attention, flash_tpu
+from tests.compilers import needs_cuda, needs_libtpu
 from tests.models.attention_cases import (
   CASES,
   MASK,
@@ -40,8 +40,14 @@ def on_tpu(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
 
 
-@pytest.fixture
-def interpreted(on_tpu):
+@pytest.fixture(params=['tpu', 'gpu'])
+def interpreted(request, monkeypatch):
+  """A CPU that runs the kernels of another platform, step by step."""
+  if request.param == 'gpu':  # on a CPU it interprets by itself
+    monkeypatch.setattr(attention, 'choose', lambda name, platform: name)
+    yield
+    return
+  request.getfixturevalue('on_tpu')
   with pltpu.force_tpu_interpret_mode():
     yield
 
@@ -84,8 +90,8 @@ def results(name, weight, heads, arguments):
   'case', [pytest.param('all', marks=pytest.mark.slow), 'everything']
 )
 def test_many_blocks_and_gradients(interpreted, monkeypatch, case):
-  """Of 130 tokens padded to 256, and a width of 130 padded to 256."""
-  monkeypatch.setattr(flash, '_BLOCKS', (128,))
+  """Of 130 tokens, and a head of 130: neither fills up its last block."""
+  monkeypatch.setattr(flash_tpu, '_BLOCKS', (128,))
   n = 130
   *heads, weight = draw_heads(n, n)
   arguments = {}
@@ -137,7 +143,7 @@ def test_a_cache_and_a_lone_query_are_left_to_xla(on_tpu):
 
 # In a process of its own: the compiler's library stays where it is loaded.
 PROGRAM = """
-import json, re
+import json, re, sys
 import jax
 from flax import nnx
 from jax import numpy as jnp
@@ -145,7 +151,8 @@ from softmoe import sharding
 from softmoe.models import attention, config as config_lib
 from softmoe.plan import hlo, targets
 
-devices = targets.open_target('v5e:2x2').devices
+target, call = sys.argv[1:]
+devices = targets.open_target(target).devices
 mesh = sharding.make_mesh('data:2,fsdp:2', devices)
 jax.set_mesh(mesh)
 place = jax.NamedSharding(mesh, sharding.batch_spec())
@@ -168,7 +175,7 @@ def compiled(name):
 def count(name):
   program = hlo.parse(compiled(name))
   run = [i for c, _, _ in program.executed() for i in c.instructions.values()]
-  kernels = sum('"tpu_custom_call"' in i.attributes for i in run)
+  kernels = sum(call in i.attributes for i in run)
   arrays = re.findall(r'\\[([\\d,]+)\\]', ' '.join(i.shape for i in run))
   long = lambda a: sum(int(n) >= 600 for n in a.split(','))
   return kernels, sum(long(a) > 1 for a in arrays)
@@ -178,15 +185,26 @@ print(json.dumps({name: count(name) for name in ('pallas', 'xla')}))
 
 
 @pytest.mark.slow
-@needs_libtpu
-def test_the_tpus_compiler_takes_it_and_makes_no_square():
+@pytest.mark.parametrize(
+  'target, call',
+  [
+    pytest.param('v5e:2x2', '"tpu_custom_call"', marks=needs_libtpu),
+    pytest.param('h100:4', '"__gpu$xla.gpu.triton"', marks=needs_cuda),
+  ],
+)
+def test_a_compiler_takes_it_and_makes_no_square(target, call):
   """Forward, gradient of keys and values, gradient of queries: three kernels.
 
   600 tokens are no multiple of a block, and a head of 72 is none of 128.
   """
+  env = os.environ | {
+    'PYTHONPATH': os.pathsep.join([str(SOFTMOE), *sys.path]),
+    # Without a device XLA finds no tiles for some of the products of 'xla'.
+    'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=false',
+  }
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
-    env=os.environ | {'PYTHONPATH': os.pathsep.join([str(SOFTMOE), *sys.path])},
+    [sys.executable, '-c', PROGRAM, target, call],
+    env=env,
     capture_output=True,
     text=True,
   )

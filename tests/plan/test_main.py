@@ -130,6 +130,29 @@ def test_a_slice_that_is_not_here(directory, target):
   assert train['chip_hours'] > 0
 
 
+@pytest.mark.parametrize(
+  'target',
+  [
+    pytest.param('v5e:2x4', marks=needs_libtpu),
+    pytest.param('h100:8', marks=needs_cuda),
+  ],
+)
+def test_kernels_of_a_platform_that_is_not_here(directory, target):
+  done = plan(
+    directory,
+    f'--config={TINY}:soft',
+    '--config.mesh=data:8',
+    '--config.model.attention=pallas',
+    f'--target={target}',
+    '--json',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report['attention'] == 'pallas'
+  if target == 'h100:8':  # on a TPU the text of the program tells their traffic
+    assert report['inference']['traffic_by_part']['kernels'] > 0
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_is_mended(directory):

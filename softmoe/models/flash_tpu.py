@@ -8,12 +8,12 @@ from jax import numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as kernel
 from jaxtyping import Array, Bool, Float, Int
 
+from softmoe.models import visibility
+
 _LANES = 128
 # The larger, the fewer times keys and values are read. Float32 logits of a
 # block of 512 x 512 take 1 MiB of the 16 that a kernel has.
 _BLOCKS = (512, 384, 256, 128)
-# Document of the tokens that nobody may read.
-_HIDDEN = jnp.iinfo(jnp.int32).min
 
 
 def attend(
@@ -53,17 +53,11 @@ def _ids(b, q, n, mask, segments) -> kernel.SegmentIds | None:
   """Returns who reads whom as the kernel takes it; None: all read all."""
   if mask is None and segments is None and n % _LANES == 0:
     return None
-  reads = jnp.zeros((1, q), jnp.int32) if segments is None else segments
-  is_read = jnp.zeros((1, n), jnp.int32) if segments is None else segments
-  if mask is not None:
-    is_read = jnp.where(mask, is_read, _HIDDEN)
-
-  def fill(ids):
-    ids = jnp.broadcast_to(ids.astype(jnp.int32), (b, ids.shape[1]))
-    rest = ((0, 0), (0, -ids.shape[1] % _LANES))
-    return jnp.pad(ids, rest, constant_values=_HIDDEN)
-
-  return kernel.SegmentIds(fill(reads), fill(is_read))
+  rest = lambda ids: ((0, 0), (0, -ids.shape[1] % _LANES))
+  fill = lambda ids: jnp.pad(ids, rest(ids), constant_values=visibility.HIDDEN)
+  return kernel.SegmentIds(
+    *map(fill, visibility.documents(b, q, n, mask, segments))
+  )
 
 
 def _pad(x: Float[Array, 'b h n k']) -> Float[Array, 'b h m j']:
