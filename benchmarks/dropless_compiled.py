@@ -8,7 +8,8 @@ its last 12 blocks mixtures: Tokens Choice among 32 experts, XMoE among 64 of an
 eighth of their width; dropless and with a capacity, experts split over the
 devices or copied to all. On a GPU attention is a kernel too. All is what
 `python -m softmoe.plan` says, at an even load, and at the worst, where all
-tokens want experts of one device.
+tokens want experts of one device. Further arguments are of it, such as
+--config.model.scan=false.
 """
 
 import itertools
@@ -71,7 +72,7 @@ def capacity(router: str, way: str) -> dict[str, float]:
 def plan(target: str, mesh: str, fields: dict[str, Any]) -> dict[str, Any]:
   """Returns what `softmoe.plan` says of a model."""
   # See `models.attention.choose`.
-  attention = 'plain' if target.startswith('v') else 'pallas'
+  attention = 'pallas' if target.startswith('h100') else 'plain'
   flags = (
     f'--config.model.attention={attention}',
     *(f'--config.model.moe.{name}={value}' for name, value in fields.items()),
@@ -79,6 +80,7 @@ def plan(target: str, mesh: str, fields: dict[str, Any]) -> dict[str, Any]:
     f'--target={target}',
     '--nosuggest',
     '--json',
+    *sys.argv[2:],
   )
   command = [sys.executable, '-m', 'softmoe.plan', *CONFIG, *flags]
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -113,6 +113,16 @@ def test_many_blocks_and_gradients(interpreted, monkeypatch, case):
     assert not any(np.any(gradient[1]) for gradient in actual[1:])
 
 
+def test_bfloat16_has_its_softmax_in_float32(interpreted):
+  *heads, weight = draw_heads(33, 16)
+  half = [v.astype(jnp.bfloat16) for v in (weight, *heads)]
+  expected = results('plain', weight, heads, {})
+  actual = results('pallas', half[0], half[1:], {})
+  for a, b in zip(actual, expected, strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02)
+
+
 @pytest.mark.parametrize('shared', [False, True])
 def test_on_a_mesh(interpreted, mesh, shared):
   layer = make(attention='pallas')[2]
