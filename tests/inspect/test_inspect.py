@@ -62,6 +62,7 @@ def test_numbers_are_those_of_the_evaluation_scanned_or_not(tiny, tmp_path):
   assert page.count('<figure>') == 8 + 2 + 2 + 1 + 2 + 2 + 2
 
 
+@pytest.mark.slow
 def test_text_has_the_expert_of_each_token(tmp_path):
   run = runs.text(
     tmp_path, router='threshold', threshold=0.6, blocks=(1,), num_experts=4

@@ -54,9 +54,8 @@ def test_no_token_sees_a_later_one(positions):
     assert np.all(after[:, i] != before[:, i])
 
 
-@pytest.mark.parametrize(
-  'positions', [pytest.param('learned', marks=pytest.mark.slow), 'rotary']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('positions', ['learned', 'rotary'])
 def test_documents_of_a_window_are_as_each_alone(positions):
   model = make(positions=positions)
   segments = np.array([[1, 1, 2, 2, 2, 3]] * 2)

@@ -21,6 +21,7 @@ CONFIG = model_config.TransformerConfig(
   width=8, depth=4, mlp_dim=8, num_heads=2, positions='rotary', moe=MOE
 )
 SCANNED = dataclasses.replace(CONFIG, scan=True)
+EITHER = [pytest.param(CONFIG, marks=pytest.mark.slow), SCANNED]
 
 
 class Model(nnx.Module):
@@ -123,7 +124,7 @@ def test_the_model_says_what_is_stacked():
 # --- What is passed on.
 
 
-@pytest.mark.parametrize('config', [CONFIG, SCANNED], ids=['plain', 'scan'])
+@pytest.mark.parametrize('config', EITHER, ids=['plain', 'scan'])
 def test_every_argument_reaches_the_blocks(config):
   entries, x = make(config), draw_tokens()
   shared = dict(
@@ -155,7 +156,7 @@ def test_every_argument_reaches_the_blocks(config):
     assert np.any(apply(x, shared | {name: other})[0] != y), name
 
 
-@pytest.mark.parametrize('config', [CONFIG, SCANNED], ids=['plain', 'scan'])
+@pytest.mark.parametrize('config', EITHER, ids=['plain', 'scan'])
 def test_caches_go_on_token_by_token(config):
   entries, x = make(config), draw_tokens()
   ids = jnp.arange(20).reshape(4, 5)

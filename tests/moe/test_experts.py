@@ -171,7 +171,9 @@ def test_state_is_refused(create, variable):
   [
     ('soft', ('data',)),
     ('experts_choice', ()),
-    ('dropless', ('data', 'fsdp', 'expert')),
+    pytest.param(
+      *('dropless', ('data', 'fsdp', 'expert')), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_unchecked_axes_change_nothing(mesh, name, axes):

@@ -145,9 +145,8 @@ def test_micro_batches_steer_as_one_batch_does(make_router):
     np.testing.assert_allclose(added / total, of(whole), rtol=rtol)
 
 
-@pytest.mark.parametrize(
-  'make_router', [bias, pytest.param(sparse, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('make_router', [bias, sparse])
 def test_the_sign_of_the_sum_over_micro_batches_decides(make_router):
   """One part outvotes the other by more tokens, not by one vote each."""
   model = make(make_router())
