@@ -127,11 +127,11 @@ def collect(
 def _parts(num_tokens: int, axis: str | None) -> int:
   """Returns in how many parts tokens are collected.
 
-  Where they divide, a device then holds twice as many as it has of its own.
+  Where they divide, a device then holds as many as it has of its own. Of two
+  devices all at once are no more than twice that.
   """
-  if axis is None:
-    return 1
-  return math.gcd(num_tokens, max(jax.lax.axis_size(axis) // 2, 1))
+  size = 1 if axis is None else jax.lax.axis_size(axis)
+  return math.gcd(num_tokens, size) if size > 2 else 1
 
 
 @jax.named_scope('experts')

@@ -85,25 +85,29 @@ def total(
     cast: returns them in the types that `fn` computes in, as `fn` does itself.
       A loop has arrays of its own, which then are no larger than they need be.
   """
-  y = fn(jnp.zeros_like(rows), room.first, arguments)
   if room.first >= room.most:
-    return y
+    return fn(jnp.zeros_like(rows), room.first, arguments)
   floats, others, join = floats_lib.split(arguments)
-  more = lambda start, floats, others: fn(
-    start, room.more, join(floats, others)
-  )
+
+  def one(start, num_rows, floats, others):
+    return fn(start, num_rows, join(floats, others))
 
   def ready(floats, others):
     return floats_lib.split(cast(join(floats, others)))[0]
 
-  return _add(more, ready, room, y, rows, floats, others)
+  return _total(one, ready, room, rows, floats, others)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _total(fn, ready, room, rows, floats, others):
+  y = fn(jnp.zeros_like(rows), room.first, floats, others)
+  return _add(fn, ready, room, y, rows, floats, others)
+
+
 def _add(fn, ready, room, y, rows, floats, others):
   """Adds the rounds after the first to y."""
   floats = ready(floats, others)
-  more = lambda start, y: y + fn(start, floats, others)
+  more = lambda start, y: y + fn(start, room.more, floats, others)
   return _each(room, rows, more, y)
 
 
@@ -116,23 +120,27 @@ def _each(
     return jax.lax.while_loop(lambda carry: carry[0] < rows, step, first)[1]
 
 
-def _forward(fn, ready, room, y, rows, floats, others):
+def _forward(fn, ready, room, rows, floats, others):
+  first = lambda floats: fn(jnp.zeros_like(rows), room.first, floats, others)
+  y, pull = jax.vjp(first, floats)
   y = _add(fn, ready, room, y, rows, floats, others)
-  return y, (rows, floats, others)
+  return y, (rows, floats, others, pull)
 
 
 def _backward(fn, ready, room, residuals, dy):
-  rows, floats, others = residuals
+  """Adds to the gradients of the first round those of the others."""
+  rows, floats, others, pull = residuals
   as_read = ready(floats, others)
 
   def more(start, gradients):
-    pull = jax.vjp(lambda f: fn(start, f, others), as_read)[1]
-    return jax.tree.map(lambda a, b: a + b, gradients, pull(dy)[0])
+    one = lambda floats: fn(start, room.more, floats, others)
+    more = jax.vjp(one, as_read)[1](dy)[0]
+    return jax.tree.map(lambda a, b: a + b, gradients, more)
 
-  zeros = lambda a: jnp.zeros_like(a, dtype=jnp.float32)
-  gradients = _each(room, rows, more, jax.tree.map(zeros, floats))
+  wide = lambda g: g.astype(jnp.float32)
+  gradients = _each(room, rows, more, jax.tree.map(wide, pull(dy)[0]))
   cast = lambda g, a: g.astype(a.dtype)
-  return dy, None, jax.tree.map(cast, gradients, floats), None
+  return None, jax.tree.map(cast, gradients, floats), None
 
 
-_add.defvjp(_forward, _backward)
+_total.defvjp(_forward, _backward)

@@ -205,7 +205,10 @@ def ranked_above(
     return (above + jnp.where(outranks, column, 0), rank + outranks), None
 
   zero = jnp.zeros_like(columns)
-  (above, rank), _ = jax.lax.scan(step, (zero, zero), (experts, columns))
+  # An accelerator writes and reads the sums once in so many steps.
+  (above, rank), _ = jax.lax.scan(
+    step, (zero, zero), (experts, columns), unroll=8
+  )
   return above.T, rank.T
 
 
