@@ -92,7 +92,7 @@ def figures(program: dict[str, Any]) -> tuple[str, ...]:
   flops, seconds = program['flops'], program.get('seconds', {})
   worst = program.get('worst')
   return (
-    f'{program["memory"]["temporaries"] / 2**30:.1f}',
+    f'{program["memory"]["temporaries"] / 2**30:.2f}',
     f'{flops["program"] / 1e12:.1f}' + ('' if flops['exact'] else ' at least'),
     f'{flops["program"] / flops["model"]:.2f}',
     *(

@@ -1,31 +1,27 @@
 """Where Soft MoE's learnt scale starts, on Fashion-MNIST: see `scale`.
 
-As `main_fashion` trains it, whose three runs are those of the paper's start.
 Puigcerver et al. 2023, https://arxiv.org/abs/2308.00951, section 2.3.
 """
+
+import dataclasses
+import pathlib
 
 from softmoe.tables import suite
 
 STARTS = (1, 2, 4, 8, 16)
-NARROW = {
-  'steps': 7000,
-  'model.width': 32,
-  'model.mlp_dim': 128,
-  'data.train_split': 'train[:90%]',
-  'data.eval_split': 'train[90%:]',
-}
+# Its three runs of Soft MoE are those of the paper's start.
+MAIN = suite.load(pathlib.Path(__file__).with_name('main_fashion.py'))
 
 
 def get_suite() -> suite.Suite:
   """Returns 15 runs; a start is a model of its own, so that pairs compare."""
+  soft = [run for run in MAIN.runs if run.model == 'Soft MoE']
   return suite.Suite(
     title="The start of Soft MoE's scale, on Fashion-MNIST, width 32",
     baseline=_name(1),
-    metric='test/accuracy',
-    splits=('train[90%:]', 'test'),
-    runs=tuple(
-      run for seed in range(3) for start in STARTS for run in _runs(start, seed)
-    ),
+    metric=MAIN.metric,
+    splits=MAIN.splits,
+    runs=tuple(_start(run, start) for run in soft for start in STARTS),
   )
 
 
@@ -33,11 +29,11 @@ def _name(start: int) -> str:
   return f'Soft MoE, scale {start}'
 
 
-def _runs(start: int, seed: int) -> tuple[suite.Run, ...]:
+def _start(run: suite.Run, start: int) -> suite.Run:
   changes = {'model.moe.scale_init': float(start)}
-  return suite.product(
-    {_name(start): 'fashion_mnist:soft'},
-    [seed],
-    [({'scale': start}, changes)],
-    suite.ONE_CHECKPOINT | NARROW,
+  return dataclasses.replace(
+    run,
+    model=_name(start),
+    sweep={'scale': start},
+    overrides={**run.overrides, **changes},
   )

@@ -129,16 +129,16 @@ def _forward(fn, ready, room, rows, floats, others):
 
 def _backward(fn, ready, room, residuals, dy):
   """Adds to the gradients of the first round those of the others."""
-  rows, floats, others, pull = residuals
+  rows, floats, others, pull_first = residuals
   as_read = ready(floats, others)
 
   def more(start, gradients):
     one = lambda floats: fn(start, room.more, floats, others)
-    more = jax.vjp(one, as_read)[1](dy)[0]
-    return jax.tree.map(lambda a, b: a + b, gradients, more)
+    pull = jax.vjp(one, as_read)[1]
+    return jax.tree.map(lambda a, b: a + b, gradients, pull(dy)[0])
 
   wide = lambda g: g.astype(jnp.float32)
-  gradients = _each(room, rows, more, jax.tree.map(wide, pull(dy)[0]))
+  gradients = _each(room, rows, more, jax.tree.map(wide, pull_first(dy)[0]))
   cast = lambda g, a: g.astype(a.dtype)
   return None, jax.tree.map(cast, gradients, floats), None
 
