@@ -110,18 +110,25 @@ def _parse(spec: str) -> dict[str, int]:
   return sizes
 
 
-def abstract(make: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+def abstract(
+  make: Callable[..., Any], mesh: jax.sharding.Mesh, *arguments: Any
+) -> Any:
   """Returns the shapes, types and places on `mesh` of what `make` returns.
 
   Nothing is computed. What `make` takes no notice of the mesh for, such as a
   constant scalar, is whole on every device.
+
+  Args:
+    make: what to call.
+    mesh: the devices.
+    *arguments: of `make`; shapes, types and places are enough.
   """
 
   def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     spec = x.sharding.spec if x.sharding else P()
     return x.update(sharding=jax.NamedSharding(mesh, spec))
 
-  return jax.tree.map(place, jax.eval_shape(make))
+  return jax.tree.map(place, jax.eval_shape(make, *arguments))
 
 
 def is_explicit(axis: str) -> bool:

@@ -26,6 +26,7 @@ PROGRESS = re.compile(
   r'experiment: [\d,]+ parameters, .* GFLOP/image, cpu device\(s\) as .*'
   r'|step \d/8  loss .*|step \d: test\[:100\] loss .* accuracy .*'
   r'|resuming \S+ at step \d'
+  r'|first step after [\d.]+ s: imports [\d.]+, .*, step [\d.]+'
 )
 
 

@@ -56,11 +56,11 @@ class _Layer:
   units: float
   executed: float | None
   weights: int
-  programs: dict[str, '_Program']
-  equal: dict[str, '_Program']
+  programs: dict[str, 'Program']
+  equal: dict[str, 'Program']
 
 
-class _Program:
+class Program:
   """A compiled function with its arguments."""
 
   def __init__(self, function: Callable[..., Any], *arguments: Any):
@@ -131,7 +131,7 @@ def measure(
 def _dense(size: cases.Size, dtype: str, x: jax.Array) -> _Layer:
   mlp = _mlp(size, size.mlp_dim, dtype)
   units = float(size.mlp_dim)
-  return _Layer(units, None, _weights(mlp), _programs(mlp, x), {})
+  return _Layer(units, None, _weights(mlp), programs(mlp, x), {})
 
 
 def _mixture(name: str, size: cases.Size, dtype: str, x: jax.Array) -> _Layer:
@@ -141,8 +141,8 @@ def _mixture(name: str, size: cases.Size, dtype: str, x: jax.Array) -> _Layer:
   call = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)[1])
   executed = float(call(params, x)['metrics']['executed'])
   units = executed * (config.moe.expert_dim or size.mlp_dim)
-  equal = _programs(_mlp(size, max(round(units), 1), dtype), x)
-  return _Layer(units, executed, _weights(layer), _programs(layer, x), equal)
+  equal = programs(_mlp(size, max(round(units), 1), dtype), x)
+  return _Layer(units, executed, _weights(layer), programs(layer, x), equal)
 
 
 def _mlp(size: cases.Size, mlp_dim: int, dtype: str) -> nnx.Module:
@@ -154,7 +154,7 @@ def _weights(module: nnx.Module) -> int:
   return sum(v.nbytes for v in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
-def _programs(module: nnx.Module, x: jax.Array) -> dict[str, _Program]:
+def programs(module: nnx.Module, x: jax.Array) -> dict[str, Program]:
   """Returns the forward pass, and the gradients of weights and tokens."""
   graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
@@ -167,4 +167,4 @@ def _programs(module: nnx.Module, x: jax.Array) -> dict[str, _Program]:
 
   step = jax.grad(loss, argnums=(0, 1))
   functions = dict(zip(PASSES, (forward, step), strict=True))
-  return {kind: _Program(f, params, x) for kind, f in functions.items()}
+  return {kind: Program(f, params, x) for kind, f in functions.items()}

@@ -32,9 +32,14 @@ POSITIONS = ('none', 'learned', 'rotary')
 
 def runs(config: TransformerConfig) -> list[tuple[bool, int]]:
   """Returns (is MoE, number of blocks) of each entry of the stack."""
+  if config.scan:
+    return _alike(config)
+  return [(kind, 1) for kind, size in _alike(config) for _ in range(size)]
+
+
+def _alike(config: TransformerConfig) -> list[tuple[bool, int]]:
+  """Returns (is MoE, number of blocks) of neighbours of one kind."""
   kinds = [i in config.moe.blocks for i in range(config.depth)]
-  if not config.scan:
-    return [(kind, 1) for kind in kinds]
   return [(kind, len(list(g))) for kind, g in itertools.groupby(kinds)]
 
 
@@ -43,6 +48,9 @@ def make_blocks(
 ) -> list[Any]:
   """Creates the blocks; block i has the same parameters, stacked or not.
 
+  Neighbours of one kind are made as one: the program that draws parameters is
+  as long as one block's, and so is the time to trace and to compile it.
+
   Args:
     config: of the stack.
     rngs: source of the parameters' keys.
@@ -50,20 +58,27 @@ def make_blocks(
   """
   keys = jax.random.split(rngs.params(), config.depth)
   made, start = [], 0
-  for moe, length in runs(config):
+  for moe, length in _alike(config):
     create = lambda key, moe=moe: blocks.Block(
       config, moe=moe, cross=cross, rngs=nnx.Rngs(key)
     )
-    if config.scan:
-      run = jax.vmap(create)(keys[start : start + length])
-      for _, node in nnx.iter_graph(run):
-        if isinstance(node, nnx.Variable):
-          node.set_metadata(stacked=True)
-      made.append(run)
-    else:
-      made.append(create(keys[start]))
+    run = jax.vmap(create)(keys[start : start + length])
+    made += [_mark(run)] if config.scan else _apart(run, length)
     start += length
   return made
+
+
+def _mark(run: Any) -> Any:
+  """Returns stacked blocks whose parameters say that they are."""
+  for _, node in nnx.iter_graph(run):
+    if isinstance(node, nnx.Variable):
+      node.set_metadata(stacked=True)
+  return run
+
+
+def _apart(run: Any, length: int) -> list[Any]:
+  """Returns stacked blocks one by one."""
+  return [jax.tree.map(lambda v, i=i: v[i], run) for i in range(length)]
 
 
 def init_caches(

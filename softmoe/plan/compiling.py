@@ -15,6 +15,7 @@ import jax
 
 from softmoe.errors import UserError
 from softmoe.plan import targets
+from softmoe.process import compilation_cache
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # What libtpu says of a program that does not fit: all of it, or without the
@@ -57,8 +58,7 @@ class Compiled:
 
 def default_cache() -> pathlib.Path:
   """Returns the directory that results are kept in unless another is named."""
-  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(home) / 'softmoe' / 'plan'
+  return compilation_cache.folder('plan')
 
 
 def open_cache(path: str) -> pathlib.Path:

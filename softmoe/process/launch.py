@@ -109,6 +109,15 @@ def keep_heap() -> None:
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def prepare() -> None:
+  """Readies a command that is one process and has no flags of the launcher."""
+  from softmoe.process import compilation_cache
+
+  keep_heap()
+  use_cores()
+  compilation_cache.keep()
+
+
 def use_cores(devices: int = 0) -> None:
   """Shows JAX one device a core: element-wise work then runs on each of them.
 
@@ -202,13 +211,15 @@ def _be_main(module: str) -> None:
 def _start(main: Callable[[], Any], alone: bool) -> None:
   import jax
 
-  from softmoe.process import distributed, peers
+  from softmoe.process import compilation_cache, distributed, peers
 
   use_cores(_CPU_DEVICES.value)
   flags_ = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   job = None if alone else distributed.find(*flags_)
   if job:
     distributed.join(job, _JOIN_SECONDS.value, _HEARTBEAT_SECONDS.value)
+  elif not alone:
+    compilation_cache.keep()
   result = main()
   peers.leave()
   if result is not None and jax.process_index() == 0:

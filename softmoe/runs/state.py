@@ -1,5 +1,6 @@
 """The train state: a plain pytree of arrays, all that a run must remember."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -41,7 +42,8 @@ def init(experiment: experiment_lib.Experiment) -> TrainState:
 
 def abstract(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the shapes, types and places of the state, without the arrays."""
-  return sharding.abstract(lambda: create(experiment), experiment.mesh)
+  make = functools.partial(create, experiment)
+  return sharding.abstract(make, experiment.mesh, experiment.abstract_params)
 
 
 def restore_or_init(

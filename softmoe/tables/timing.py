@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--rounds', type=arguments.positive, default=20)
   options = parser.parse_args(argv)
   _, found, folders = options_lib.open_suite(options)
-  launch.keep_heap()
-  launch.use_cores()
+  launch.prepare()
   path = folders.times()
   if path.exists():
     folders_lib.read(path)  # whatever else it is, it stays

@@ -199,6 +199,5 @@ def _thin(points: list[Any], most: int) -> list[Any]:
 
 
 if __name__ == '__main__':
-  launch.keep_heap()
-  launch.use_cores()
+  launch.prepare()
   launch.guard(lambda: main(sys.argv[1:]))

@@ -20,6 +20,7 @@ from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.training import logger as logger_lib
 from softmoe.training import profile as profile_lib
+from softmoe.training import startup as startup_lib
 from softmoe.training import step as step_lib
 from softmoe.weights import pretrained
 
@@ -53,19 +54,24 @@ def train(
     WriteFailed: the disk is full, or the workdir is gone.
     GaveUp: the starts before this one were lost, and gained no step.
   """
+  startup = startup_lib.Startup()
+  startup.done('imports')
   config = experiment_lib.with_fingerprint(config)
   workdir = workdir_lib.claim(workdir, config)
   result = workdir_lib.read_result(workdir)
   if result is None:
     experiment = experiment_lib.build(config)
-    train_step = step_lib.make_train_step(experiment)
+    startup.done('model')
     _check_data(experiment)
+    startup.done('data')
+    train_step = step_lib.make_train_step(experiment)
     _check_step(experiment, train_step)
+    startup.done('trace')
     with workdir_lib.held(workdir, config):
       # Another process may have finished it in the meantime.
       result = workdir_lib.read_result(workdir)
       if result is None:
-        return _train(experiment, train_step, workdir, skip_damaged)
+        return _train(experiment, train_step, workdir, startup, skip_damaged)
   if jax.process_index() == 0:
     print(f'{workdir} holds the finished run', file=sys.stderr)
   return result
@@ -75,6 +81,7 @@ def _train(
   experiment: experiment_lib.Experiment,
   train_step: Any,
   workdir: pathlib.Path,
+  startup: startup_lib.Startup,
   skip_damaged: bool,
 ) -> dict[str, Any]:
   chief, config = jax.process_index() == 0, experiment.config
@@ -90,6 +97,7 @@ def _train(
       state = state_lib.restore_or_init(
         experiment, checkpoints, pretrained.start
       )
+      startup.done('state')
       if chief:
         workdir_lib.describe(experiment, workdir)
       with logger_lib.Logger(experiment, workdir, start) as logger:
@@ -97,7 +105,9 @@ def _train(
         for doubt in state_lib.doubts(state, start):
           logger.message(f'warning: {doubt}')
         profile = profile_lib.Profile(config.profile, workdir)
-        run = _Run(experiment, train_step, checkpoints, logger, profile, start)
+        startup.done('cost')
+        told = logger, profile, startup
+        run = _Run(experiment, train_step, checkpoints, start, *told)
         with contextlib.closing(profile):
           evaluation = run.loop(state, stop)
         result = _result(experiment, logger, evaluation)
@@ -114,12 +124,14 @@ class _Run:
     experiment: experiment_lib.Experiment,
     train_step: Any,
     checkpoints: checkpoint.Checkpoints,
+    start: int,
     logger: logger_lib.Logger,
     profile: profile_lib.Profile,
-    start: int,
+    startup: startup_lib.Startup,
   ):
-    self.config, self.profile = experiment.config, profile
-    self.checkpoints, self.logger, self.start = checkpoints, logger, start
+    self.config, self.checkpoints = experiment.config, checkpoints
+    self.logger, self.profile, self.startup = logger, profile, startup
+    self.start = start
     self.batches = batches(experiment, start)
     self.train_step = train_step
     split = self.config.data.eval_split
@@ -141,6 +153,10 @@ class _Run:
       self.profile.before(step, self.train_step, state, batch)
       state, metrics = self.train_step(state, batch)
       self.profile.after(step, metrics)
+      if step == self.start + 1:
+        jax.block_until_ready(metrics)
+        self.startup.done('step')
+        self.logger.message(self.startup.text())
       self.logger.step(step, metrics)
       self.checkpoints.check()
       last = step == config.steps

@@ -370,7 +370,7 @@ def test_a_learning_rate_that_is_too_high_is_told(tiny, tmp_path, one_device):
     steps=30,
     checkpoint__every=1,
     optimizer__name='sgd',
-    optimizer__learning_rate=1e4,
+    optimizer__learning_rate=1e3,
   )
   with pytest.raises(Diverged, match='lower learning rate'):
     loop.train(config, tmp_path)

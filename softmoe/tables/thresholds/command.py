@@ -23,8 +23,7 @@ def main(argv: list[str]) -> None:
   """Prints the table that the arguments ask for, and draws it."""
   options = _parser().parse_args(argv)
   check(options.thresholds, options.plot)
-  launch.keep_heap()
-  launch.use_cores()
+  launch.prepare()
   rows = measure.measure(
     options.workdirs,
     options.thresholds,

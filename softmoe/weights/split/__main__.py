@@ -30,8 +30,7 @@ def main(argv: list[str]) -> None:
     help='of the train split, to fit to',
   )
   options = parser.parse_args(argv)
-  launch.keep_heap()
-  launch.use_cores()
+  launch.prepare()
   from softmoe.weights.split import convert
 
   experiment = convert.convert(
