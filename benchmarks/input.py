@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes files of smooth noise, about 40 kB each, and an archive."""
+  """Writes files of smooth noise, about 50 kB each, and an archive."""
   rng = np.random.default_rng(0)
   (folder / 'files' / 'train' / 'one').mkdir(parents=True)
   for i in range(FILES):
