@@ -36,7 +36,7 @@ from softmoe.tables import markdown
 from softmoe.tasks import classification
 from softmoe.training import step as step_lib
 
-ROUNDS = 10
+ROUNDS = 5
 # Experts and slots of each, and how large the layer is.
 SOFT = {
   '8 x 196, 128 x 1': (cases.Size(8, 196, 384, 1536), 128, 1),

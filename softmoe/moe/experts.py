@@ -96,6 +96,9 @@ class Experts(nnx.Module):
         is evaluation.
     """
     stacked = self.merged().stacked
+    split = any(jax.typeof(x).sharding.spec)
+    if keys is None and hasattr(stacked, 'stacked') and not split:
+      return _on_rows(stacked.stacked, x)
     if keys is None:
       call = functools.partial(_evaluate, self.take_key)
       return jax.vmap(call)(stacked, x)
@@ -128,6 +131,13 @@ def check_stateless(field: str, module: Any):
         f'{type(variable).__name__} {name!r}',
         'parameters alone; for dropout, a call that takes `key`',
       )
+
+
+def _on_rows(
+  call: Callable[[Array], Array], x: Float[Array, 'e *b d']
+) -> Float[Array, 'e *b d_out']:
+  y = call(x.reshape(len(x), -1, x.shape[-1]))
+  return y.reshape(*x.shape[:-1], -1)
 
 
 def _evaluate(takes_key: bool, expert: Any, x: Array) -> Array:

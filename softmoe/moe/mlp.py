@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from softmoe import recompute
 from softmoe.errors import UserError
-from softmoe.moe import dot
+from softmoe.moe import dot, stacked_dot
 from softmoe.moe.execution import grouped_matmul
 
 _ACTIVATIONS = {
@@ -112,6 +112,10 @@ class Mlp(nnx.Module):
     """
     return self._apply(_grouped_linear, x, group_sizes)
 
+  def stacked(self, x: Float[Array, 'e n d']) -> Float[Array, 'e n d']:
+    """Applies a stack of e MLPs, each to rows of its own."""
+    return self._apply(_stacked_linear, x)
+
   def _apply(
     self, apply: Callable[..., Array], x: Float[Array, '*b d'], *rows: Array
   ) -> Float[Array, '*b d']:
@@ -133,6 +137,15 @@ class Mlp(nnx.Module):
   def _activate(self, *units: Float[Array, '*b f']) -> Float[Array, '*b f']:
     """Returns what the last matmul takes, of what the first ones return."""
     return math.prod(units[1:], start=_ACTIVATIONS[self.activation](units[0]))
+
+
+def _stacked_linear(
+  linear: Any, x: Float[Array, 'e n d']
+) -> Float[Array, 'e n f']:
+  x, kernels, biases = linear.promote_dtype(
+    (x, linear.kernel[...], linear.bias[...]), dtype=linear.dtype
+  )
+  return stacked_dot.multiply(x, kernels) + biases[:, None]
 
 
 def _grouped_linear(
