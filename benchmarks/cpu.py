@@ -149,10 +149,10 @@ def steps(rates: machine.Rates) -> str:
   """Returns whole models as shares of the matmul rate."""
   configs = {name: model(SMALL, moe, 32, 32) for name, moe in STEPS.items()}
   programs = {
-    (name, way, kind): program
+    (name, way, make.__name__): make(config, way)
     for name, config in configs.items()
     for way in places()
-    for kind, program in whole(config, way).items()
+    for make in (inference, training)
   }
   seconds = medians(programs)
   rows = []
@@ -172,14 +172,12 @@ def images(_: machine.Rates) -> str:
   """Returns the inference of Soft MoE at S/16 beside the ViT's."""
   rows = []
   for batch in (16, 64):
-    programs = {
-      (name, way): whole(model(S16, moe, 224, batch), way, 'data')['inference']
-      for name, moe in IMAGES.items()
-      for way in places()
-    }
-    seconds = medians(programs)
-    for way in places():
-      dense, sparse = seconds['ViT', way], seconds['Soft MoE', way]
+    for way in places():  # one after the other: the experts are gigabytes
+      programs = {
+        name: inference(model(S16, moe, 224, batch), way, 'data')
+        for name, moe in IMAGES.items()
+      }
+      dense, sparse = medians(programs).values()
       rows.append((batch, way, ms(dense), ms(sparse), f'{sparse / dense:.2f}'))
   return table(('images', 'devices', 'ViT', 'Soft MoE', 'ratio'), rows)
 
@@ -313,35 +311,45 @@ def model(
   return experiment_lib.parse(config)
 
 
-def whole(
+def build(
   config: config_lib.Config, way: str, axis: str = 'expert'
-) -> dict[str, Callable[[], Any]]:
-  """Returns the training step and the inference of a model, on no data."""
+) -> tuple[experiment_lib.Experiment, Any]:
+  """Returns the experiment in one of `places`, and a batch of no data."""
   mesh = on(way, axis if config.model.moe.blocks else 'data')
   spec = ','.join(f'{name}:{size}' for name, size in mesh.shape.items())
   config = dataclasses.replace(config, mesh=spec)
   experiment = experiment_lib.build(config, list(mesh.devices.flat))
-  state = state_lib.init(experiment)
   batch = jax.tree.map(
     lambda v: jax.device_put(jnp.ones(v.shape, v.dtype), v.sharding),
     experiment.abstract_batch(config.data.batch_size),
   )
+  return experiment, batch
+
+
+def inference(*place: Any) -> Callable[[], Any]:
+  """Returns the inference of a model: see `build`."""
+  experiment, batch = build(*place)
+  params = jax.jit(experiment.init_params)()
   infer = jax.jit(
     lambda params, batch: experiment.task.infer(
       nnx.merge(experiment.graphdef, params), batch
     )
   )
-  train = step_lib.make_train_step(experiment)
-  infer = infer.lower(state['params'], batch).compile()
-  train = train.lower(state, batch).compile()
-  params = jax.tree.map(jnp.copy, state['params'])  # the state is given away
+  return functools.partial(infer.lower(params, batch).compile(), params, batch)
+
+
+def training(*place: Any) -> Callable[[], Any]:
+  """Returns the training step of a model: see `build`."""
+  experiment, batch = build(*place)
+  state = state_lib.init(experiment)
+  train = step_lib.make_train_step(experiment).lower(state, batch).compile()
 
   def step() -> Any:
     nonlocal state
     state, metrics = train(state, batch)
     return metrics
 
-  return {'inference': lambda: infer(params, batch), 'training': step}
+  return step
 
 
 def medians(programs: dict[Any, Callable[[], Any]]) -> dict[Any, float]:

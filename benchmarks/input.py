@@ -26,7 +26,7 @@ from softmoe.process import launch
 from softmoe.tables import markdown
 
 BATCH = 256
-SECONDS = 5.0  # of each measurement
+SECONDS = 2.0  # of each measurement
 ROUNDS = 3
 FILES = 512
 CASES = {

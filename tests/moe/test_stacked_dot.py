@@ -61,12 +61,14 @@ def test_few_rows_leave_the_matrices_as_they_lie():
 def test_other_platforms_get_the_plain_product(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   x, w, _ = draw(SHAPES['few'])
-  text = str(jax.make_jaxpr(stacked_dot.multiply)(x, w))
+  # A function of its own: one that was traced before is not traced again.
+  text = str(jax.make_jaxpr(lambda *a: stacked_dot.multiply(*a))(x, w))
   assert 'optimization_barrier' not in text
 
 
-@pytest.mark.parametrize('activation', mlp.ACTIVATIONS)
-@pytest.mark.parametrize('shape', [(2, 2), (7,)], ids=['groups', 'rows'])
+@pytest.mark.parametrize(
+  ('activation', 'shape'), [('swiglu', (2, 2)), ('gelu', (7,))]
+)
 def test_experts_equal_each_mlp(activation, shape):
   create = lambda rngs: mlp.Mlp(D, F, activation=activation, rngs=rngs)
   made = experts.Experts(create, E, rngs=nnx.Rngs(0))
