@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.moe import lora
+from softmoe.moe import lora, mlp
 
 INITS = ('independent', 'identical')
 
@@ -96,8 +96,9 @@ class Experts(nnx.Module):
         is evaluation.
     """
     stacked = self.merged().stacked
-    split = any(jax.typeof(x).sharding.spec)
-    if keys is None and hasattr(stacked, 'stacked') and not split:
+    # Of a module of another's making its call is all that is known.
+    known = type(stacked) is mlp.Mlp and keys is None
+    if known and not any(jax.typeof(x).sharding.spec):
       return _on_rows(stacked.stacked, x)
     if keys is None:
       call = functools.partial(_evaluate, self.take_key)
@@ -136,6 +137,7 @@ def check_stateless(field: str, module: Any):
 def _on_rows(
   call: Callable[[Array], Array], x: Float[Array, 'e *b d']
 ) -> Float[Array, 'e *b d_out']:
+  """Calls with all rows of an expert along one axis."""
   y = call(x.reshape(len(x), -1, x.shape[-1]))
   return y.reshape(*x.shape[:-1], -1)
 

@@ -24,11 +24,11 @@ def keep() -> None:
   """
   if jax.config.values['jax_compilation_cache_dir'] is not None:
     return
-  cache = folder('compiled') / _host()
   try:
+    cache = folder('compiled') / _host()
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     _thin(cache)
-  except OSError:
+  except (OSError, RuntimeError):  # the latter where there is no home
     return
   if os.access(cache, os.W_OK | os.X_OK):
     jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -37,7 +37,11 @@ def keep() -> None:
 
 
 def folder(name: str) -> pathlib.Path:
-  """Returns the user's folder for what can be made again."""
+  """Returns the user's folder for what can be made again.
+
+  Raises:
+    RuntimeError: the user has no home directory.
+  """
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(home) / 'softmoe' / name
 

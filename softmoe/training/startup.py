@@ -24,7 +24,7 @@ class Startup:
   def done(self, part: str) -> None:
     """Counts the time since the last part for this one."""
     now = time.monotonic()
-    self._seconds[part] = self._seconds.get(part, 0) + now - self._last
+    self._seconds[part] = now - self._last
     self._last = now
 
   def text(self) -> str:

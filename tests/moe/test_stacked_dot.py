@@ -43,7 +43,7 @@ def test_types_stay():
 
 
 def of_rows(rows):
-  """Returns the matrices that the gradient of rows transposes, as text."""
+  """Returns the products that the gradient of rows is made by, as text."""
   x, w, dy = draw(rows)
   pull = lambda x, dy: jax.vjp(lambda x: stacked_dot.multiply(x, w), x)[1](dy)
   text = jax.jit(pull).lower(x, dy).compile().as_text()
@@ -82,3 +82,14 @@ def test_experts_equal_each_mlp(activation, shape):
   )
   for one, other in leaves:
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_of_ones_own_is_what_runs():
+  class Doubles(mlp.Mlp):
+    def __call__(self, x):
+      return 2 * x
+
+  create = lambda rngs: Doubles(D, F, rngs=rngs)
+  made = experts.Experts(create, E, rngs=nnx.Rngs(0))
+  x = jnp.ones((E, 2, D))
+  np.testing.assert_array_equal(made(x), 2 * x)

@@ -54,6 +54,16 @@ def test_no_folder_can_be_had(home, updates):
   assert updates == {'jax_compilation_cache_dir': None}
 
 
+def test_a_user_without_a_home_keeps_nothing(home, updates, monkeypatch):
+  def nowhere():
+    raise RuntimeError
+
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.setattr(compilation_cache.pathlib.Path, 'home', nowhere)
+  compilation_cache.keep()
+  assert updates == {'jax_compilation_cache_dir': None}
+
+
 def test_machines_that_differ_share_nothing(home, updates, monkeypatch):
   for processor in ('this one', 'another'):
     updates['jax_compilation_cache_dir'] = None
