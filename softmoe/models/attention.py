@@ -170,12 +170,17 @@ def choose(name: str, platform: str) -> str:
   field = 'config.model.attention'
   if name not in IMPLEMENTATIONS:
     raise UserError(field, name, f'one of {IMPLEMENTATIONS}')
-  live = jax.default_backend() == 'gpu' and platform not in ('cpu', 'tpu')
-  if name == 'cudnn' and not live:
-    raise UserError(field, name, "'plain' or 'xla' without a GPU")
-  if name == 'pallas' and platform == 'cpu':
-    raise UserError(field, name, "'plain' or 'xla' on a CPU")
+  if not is_there(name, platform):
+    where = 'on a CPU' if name == 'pallas' else 'without a GPU'
+    raise UserError(field, name, f"'plain' or 'xla' {where}")
   return name
+
+
+def is_there(name: str, platform: str) -> bool:
+  """Tells whether a platform has an implementation; see `choose`."""
+  if name == 'cudnn':
+    return jax.default_backend() == 'gpu' and platform not in ('cpu', 'tpu')
+  return name != 'pallas' or platform != 'cpu'
 
 
 def attend(

@@ -31,7 +31,8 @@ def load(
 ) -> Any:
   """Returns the trained model of a run, ready to be called.
 
-  Its mesh, over all devices, stays in force.
+  Its mesh, over all devices, stays in force. Attention that this platform
+  does not have is 'plain'.
 
   Args:
     workdir: directory of a run, finished or not.

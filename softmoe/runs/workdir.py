@@ -5,6 +5,7 @@ TensorBoard events, `checkpoints/`, and at the end `result.json`.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +20,10 @@ from clu import parameter_overview
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
+from softmoe import sharding
 from softmoe.errors import UserError
+from softmoe.models import attention
+from softmoe.models.config import TransformerConfig
 from softmoe.process import peers
 from softmoe.runs import checkpoint, disk, lock
 from softmoe.tasks import registry
@@ -30,18 +34,22 @@ _LOCK = '.lock'  # whoever trains here has it
 # changes a number that the run computes, but for the order of a sum.
 _FREE = (
   'mesh',
+  'model.attention',
   'model.moe.buffer_factor',
   'model.moe.exchange_chunks',
   'model.remat',
+  'text.attention',
   'log_every',
   'eval_every',
   'profile',
   'checkpoint.',
   'data.threads',
   'data.prefetch',
-  'data.eval_batch_size',
   'data.max_pixels',
+  'sample.',
 )
+# Nor do these, where the loss of a batch is a sum over its examples.
+_FREE_OF_SUMS = ('data.eval_batch_size',)
 
 
 def claim(
@@ -144,10 +152,12 @@ def changes(
   old: config_lib.Config, new: config_lib.Config
 ) -> dict[str, tuple[Any, Any]]:
   """Returns the fields, as path -> (old, new), that change a run's numbers."""
+  additive = registry.find(old.task).additive
+  free = _FREE + (_FREE_OF_SUMS if additive else ())
   return {
     field: values
     for field, values in config_lib.differences(old, new).items()
-    if not field.startswith(_FREE)
+    if not field.startswith(free)
   }
 
 
@@ -176,7 +186,7 @@ class Found(NamedTuple):
   """A checkpoint of a run.
 
   Attributes:
-    config: of the run.
+    config: of the run, as it can be built here.
     step: number of the checkpoint.
     checkpoints: where it can be read.
   """
@@ -202,10 +212,23 @@ def find_checkpoint(
   workdir = pathlib.Path(workdir).expanduser()
   config = read_config(workdir)
   config = registry.find(config.task).located(config, workdir)
+  config = _with_attention(config)
   if not (workdir / 'checkpoints').exists():
     raise UserError('--workdir', str(workdir), 'a run with a checkpoint')
   with open_checkpoints(workdir, config) as checkpoints:
     yield Found(config, _find(checkpoints, step), checkpoints)
+
+
+def _with_attention(config: config_lib.Config) -> config_lib.Config:
+  """Returns a run's config, 'plain' where its attention is not to be had."""
+  platform, plain = sharding.platform(), {}
+  for field in dataclasses.fields(config):
+    model = getattr(config, field.name)
+    if isinstance(model, TransformerConfig) and not attention.is_there(
+      model.attention, platform
+    ):
+      plain[field.name] = dataclasses.replace(model, attention='plain')
+  return dataclasses.replace(config, **plain)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """A trained model, from the directory of its run alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 import softmoe
+from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.runs import load, state
@@ -45,6 +48,17 @@ def test_on_another_mesh_it_says_the_same(finished):
 def test_a_checkpoint_that_is_not_there_is_named(finished, step):
   with pytest.raises(UserError, match='^--step: got'):
     load.load(finished[0], step)
+
+
+@pytest.mark.parametrize('name', ['pallas', 'cudnn'])
+def test_attention_of_another_platform_is_plain(finished, tmp_path, name):
+  workdir, config, _ = finished
+  model = dataclasses.replace(config.model, attention=name)
+  values = config_lib.to_dict(dataclasses.replace(config, model=model))
+  workdir_lib.write_json(tmp_path / 'config.json', values)
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  with workdir_lib.find_checkpoint(tmp_path, 'latest') as found:
+    assert found.config == config
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Who owns a workdir."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -10,7 +11,7 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError, WriteFailed
 from softmoe.evaluation import run
 from softmoe.runs import workdir as workdir_lib
-from softmoe.tasks import classification
+from softmoe.tasks import classification, contrastive, language
 
 CONFIG = classification.Config()
 
@@ -103,11 +104,26 @@ def test_a_directory_without_write_permission_is_refused(tmp_path, monkeypatch):
     dict(log_every=1, eval_every=7),
     dict(checkpoint__every=3, checkpoint__keep_last=5),
     dict(data__threads=1, data__prefetch=0, data__eval_batch_size=8),
+    dict(model__attention='cudnn'),
   ],
 )
 def test_a_run_goes_on_with_what_changes_no_number(tmp_path, changes):
   workdir = owned(tmp_path / 'run')
   workdir_lib.claim(workdir, change(**changes))
+
+
+def test_another_sample_changes_no_number():
+  sample = language.SampleConfig(tokens=4)
+  new = language.Config(sample=sample)
+  assert workdir_lib.changes(language.Config(), new) == {}
+
+
+def test_what_is_compared_in_a_batch_keeps_its_size():
+  data = dataclasses.replace(contrastive.Config().data, eval_batch_size=8)
+  changes = workdir_lib.changes(
+    contrastive.Config(), contrastive.Config(data=data)
+  )
+  assert changes.keys() == {'data.eval_batch_size'}
 
 
 def test_a_run_goes_on_from_when_fsdp_was_no_axis(tmp_path):
