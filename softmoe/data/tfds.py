@@ -39,14 +39,19 @@ def find(name: str) -> Any:
   """Returns the library's builder of a prepared data set; reads no example.
 
   Raises:
-    UserError: the data set is unknown or not prepared.
+    UserError: the data set is not prepared, or not as the library does it.
   """
-  builder = _builder(name)
-  if not builder.info.splits:
-    command = f'tfds build {name} --file_format=array_record'
-    expected = f'prepared data in {builder.data_dir}: run `{command}`'
-    raise wrong(name, f'{expected} (needs `{_TOOLS}`)')
-  return builder
+  # The import costs seconds.
+  from google.protobuf import json_format
+  from tensorflow_datasets.core import read_only_builder
+
+  folder = os.path.expanduser(os.environ.get('TFDS_DATA_DIR', ''))
+  try:
+    # Not `tfds.builder`, which would run the code that made the data: some of
+    # it needs TensorFlow, and does not even know its own name without.
+    return read_only_builder.builder_from_files(name, data_dir=folder)
+  except (ImportError, OSError, ValueError, json_format.ParseError) as error:
+    raise wrong(name, _preparation(name, error)) from error
 
 
 def examples(
@@ -68,14 +73,11 @@ def wrong(name: str, expected: str) -> UserError:
   return UserError('config.data.source', f'tfds:{name}', expected)
 
 
-def _builder(name: str) -> Any:
-  import tensorflow_datasets as tfds  # costs seconds to import
-
-  try:
-    return tfds.builder(name, data_dir=os.environ.get('TFDS_DATA_DIR'))
-  except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-    expected = 'a name that tensorflow_datasets knows, or that is in its folder'
-    raise wrong(name, expected) from error
+def _preparation(name: str, error: Exception) -> str:
+  command = f'tfds build {name or "NAME"} --file_format=array_record'
+  # Behind an empty line come examples.
+  reason = ' '.join(str(error).partition('\n\n')[0].split())
+  return f'data prepared by `{command}` (needs `{_TOOLS}`): {reason}'
 
 
 def _conversion(builder: Any) -> str:

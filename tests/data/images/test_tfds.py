@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -122,18 +123,50 @@ def test_tfrecord_says_how_to_convert(data_dir):
     sources.open_source('tfds:tiny_images', 'train')
 
 
-def test_not_prepared_says_how_to_prepare(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'name',
+  [
+    'mnist',
+    'mnist:9.9.9',
+    'wmt14_translate/de-en',
+    'i_naturalist2021',
+    'coco_captions',
+    'no_such_data_set',
+  ],
+)
+def test_not_prepared_says_how_to_prepare(tmp_path, monkeypatch, name):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  command = 'tfds build mnist --file_format=array_record'
-  with pytest.raises(UserError, match=f'run `{command}`'):
-    sources.open_source('tfds:mnist', 'train')
-
-
-@pytest.mark.parametrize('name', ['', 'no_such_data_set', 'not a name'])
-def test_unknown_name(tmp_path, monkeypatch, name):
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  with pytest.raises(UserError, match='a name that tensorflow_datasets knows'):
+  command = f'tfds build {name} --file_format=array_record'
+  expected = f'prepared by `{command}`.* generated in: .*{tmp_path}'
+  with pytest.raises(UserError, match=expected) as error:
     sources.open_source(f'tfds:{name}', 'train')
+  assert '\n' not in str(error.value)
+
+
+def test_prepared_data_need_no_code(data_dir):
+  """Where the library's code of that name fails without TensorFlow."""
+  for name, folder in (('coco_captions', '2014'), ('i_naturalist2021', '')):
+    shutil.copytree(data_dir / 'tiny_images', data_dir / name / folder)
+    source = sources.open_source(f'tfds:{name}', 'train')
+    assert source[0]['image'].shape == (6, 5, 3)
+
+
+@pytest.mark.parametrize('name', ['', 'not a name'])
+def test_malformed_name(name):
+  with pytest.raises(UserError, match='dataset_name.*version'):
+    sources.open_source(f'tfds:{name}', 'train')
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('content', ['', '{"no": 1}', None])
+def test_damaged_descriptions_are_one_line(data_dir, name, content):
+  path = data_dir / 'tiny_images/1.0.0' / name
+  path.unlink()
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(UserError, match='prepared by') as error:
+    sources.open_source('tfds:tiny_images', 'train')
+  assert '\n' not in str(error.value)
 
 
 def test_no_labelled_images(data_dir):
