@@ -36,8 +36,18 @@ def dropout(
   """
   if key is None:
     return x
-  keep = jax.random.bernoulli(key, 1 - rate, shape)
+  place = _place(x, shape)
+  keep = jax.random.bernoulli(key, 1 - rate, shape, out_sharding=place)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def _place(x: Array, shape: tuple[int, ...]) -> jax.P | None:
+  """Returns where a mask is, or every device would draw that of all."""
+  if not sharding.is_explicit('data'):
+    return None
+  spec = jax.typeof(x).sharding.spec
+  split = zip(spec, shape, strict=True)
+  return jax.P(*(None if size == 1 else axes for axes, size in split))
 
 
 class Cache(NamedTuple):

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import sharding
 from softmoe.models import blocks, vit
 
 
@@ -23,6 +24,19 @@ def test_dropout_with_a_smaller_mask_drops_whole_images():
   dropped = np.all(y == 0, axis=(1, 2))
   assert np.all(dropped | np.all(y != 0, axis=(1, 2)))
   assert np.mean(dropped) == pytest.approx(0.4, abs=0.06)
+
+
+@pytest.mark.parametrize('shape', [(16, 6, 10), (16, 1, 1)])
+def test_each_device_draws_its_part_of_the_mask(mesh, shape):
+  x, key = jnp.ones((16, 6, 10)), jax.random.key(0)
+  drop = jax.jit(lambda x: blocks.dropout(x, 0.3, key, shape))
+  expected = np.asarray(drop(x))
+  x = jax.device_put(x, jax.NamedSharding(mesh(2, 2, 2), sharding.batch_spec()))
+  np.testing.assert_array_equal(drop(x), expected)
+  sizes = [str(n) for n in shape]
+  drawn = lambda first: f'u32[{",".join([first, *sizes[1:]])}]'
+  program = drop.lower(x).compile().as_text()
+  assert drawn('2') in program and drawn('16') not in program
 
 
 def test_drop_path_skips_halves_of_a_block():
