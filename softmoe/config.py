@@ -222,9 +222,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-  """Returns the fields that differ, as dotted path -> (old, new) value."""
+  """Returns the fields that differ, as dotted path -> (old, new) value.
+
+  A field that the other's task does not have is None there.
+  """
   a, b = flatten(to_dict(old)), flatten(to_dict(new))
-  return {k: (a[k], b[k]) for k in a if a[k] != b[k]}
+  return {k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)}
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

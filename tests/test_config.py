@@ -7,7 +7,7 @@ import pytest
 
 from softmoe import config as config_lib
 from softmoe.errors import UserError
-from softmoe.tasks import classification
+from softmoe.tasks import classification, language
 
 
 def parse(config):
@@ -140,3 +140,14 @@ def test_differences_are_dotted_paths():
     'model.moe.blocks': ((), (3,)),
   }
   assert config_lib.differences(old, old) == {}
+
+
+def test_differences_to_another_task_name_it_and_what_one_alone_has():
+  one, other = classification.Config(), language.Config()
+  found = config_lib.differences(one, other)
+  assert found['task'] == ('classification', 'language')
+  assert found['mixup'] == (0.0, None)
+  assert found['model.tied'] == (None, True)
+  assert config_lib.differences(other, one) == {
+    field: (new, old) for field, (old, new) in found.items()
+  }
