@@ -32,13 +32,16 @@ _LOCK = '.lock'  # whoever trains here has it
 
 # Fields that may change from one start of a run to the next: none of them
 # changes a number that the run computes, but for the order of a sum.
+_FREE_OF_TOWERS = (
+  'attention',
+  'moe.buffer_factor',
+  'moe.exchange_chunks',
+  'remat',
+)
 _FREE = (
   'mesh',
-  'model.attention',
-  'model.moe.buffer_factor',
-  'model.moe.exchange_chunks',
-  'model.remat',
-  'text.attention',
+  *(f'model.{field}' for field in _FREE_OF_TOWERS),
+  *(f'text.{field}' for field in _FREE_OF_TOWERS),
   'log_every',
   'eval_every',
   'profile',
@@ -127,9 +130,10 @@ def describe(
   experiment: experiment_lib.Experiment, workdir: pathlib.Path
 ) -> None:
   """Makes the workdir this run's: its files, `config.json`, `params.txt`."""
+  # First the config: without it, other files would be something else's.
+  write_json(workdir / 'config.json', config_lib.to_dict(experiment.config))
   for name, content in experiment.task.files().items():
     disk.write(workdir / name, content)
-  write_json(workdir / 'config.json', config_lib.to_dict(experiment.config))
   overview = parameter_overview.get_parameter_overview(
     experiment.abstract_params, include_stats=False
   )

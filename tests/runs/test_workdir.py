@@ -10,6 +10,8 @@ from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError, WriteFailed
 from softmoe.evaluation import run
+from softmoe.models.config import MoEConfig, TextConfig
+from softmoe.runs import disk
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import classification, contrastive, language
 
@@ -118,6 +120,12 @@ def test_another_sample_changes_no_number():
   assert workdir_lib.changes(language.Config(), new) == {}
 
 
+def test_either_tower_may_keep_less_for_its_backward_pass():
+  text = TextConfig(remat=True, moe=MoEConfig(exchange_chunks=2))
+  new = contrastive.Config(text=text)
+  assert workdir_lib.changes(contrastive.Config(), new) == {}
+
+
 def test_what_is_compared_in_a_batch_keeps_its_size():
   data = dataclasses.replace(contrastive.Config().data, eval_batch_size=8)
   changes = workdir_lib.changes(
@@ -150,6 +158,13 @@ def test_another_experiment_is_refused(tmp_path, field, value):
     workdir_lib.claim(workdir, change(**{field.replace('.', '__'): value}))
 
 
+def test_a_run_of_another_task_is_refused(tmp_path):
+  workdir = owned(tmp_path / 'run', language.Config())
+  expected = "config.task: got 'classification'; 'language', as the run in"
+  with pytest.raises(UserError, match=expected):
+    workdir_lib.claim(workdir, CONFIG)
+
+
 @pytest.mark.parametrize(
   'text',
   ['', '{"steps": 3', '[]', '"x"', '\xff', '{"stepz": 1}', '{"model":1}'],
@@ -177,6 +192,27 @@ def test_result_is_read_back(tmp_path):
   (tmp_path / 'result.json').write_text('{')
   with pytest.raises(UserError, match='result.json'):
     workdir_lib.read_result(tmp_path)
+
+
+def test_a_workdir_is_a_runs_before_it_has_other_files(
+  tiny, tmp_path, monkeypatch
+):
+  experiment = experiment_lib.build(tiny('vit'), training=False)
+  monkeypatch.setattr(experiment.task, 'files', lambda: {'tokenizer': b''})
+  write = disk.write
+
+  def stop_after(path, content):
+    write(path, content)
+    if path.name == stop:
+      raise WriteFailed(path, OSError('disk full'))
+
+  monkeypatch.setattr(disk, 'write', stop_after)
+  for stop in ('config.json', 'tokenizer', 'params.txt'):
+    with pytest.raises(WriteFailed, match=stop):
+      workdir_lib.describe(experiment, tmp_path)
+    workdir_lib.claim(tmp_path, experiment.config)
+    for path in tmp_path.iterdir():
+      path.unlink()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
