@@ -245,7 +245,7 @@ def make_mlp(
 
 
 def check(moe: config_lib.MoEConfig) -> None:
-  """Raises a UserError for a router or field that would have no effect."""
+  """Raises a UserError for a router or field that does not fit the others."""
   entry = entry_of(moe.router)
   read = COMMON | set(entry.fields)
   reason = f'the router {moe.router!r} does not read it'
@@ -257,6 +257,10 @@ def check(moe: config_lib.MoEConfig) -> None:
       raise UserError(
         f'config.model.moe.{field.name}', given, f'{field.default!r}: {reason}'
       )
+  given = moe.eval_capacity_factor
+  if entry.cls is threshold.Threshold and given and not moe.capacity_factor:
+    expected = '0, or a capacity_factor above 0 as well'
+    raise UserError('config.model.moe.eval_capacity_factor', given, expected)
   _check_options(entry, moe)
 
 

@@ -286,8 +286,10 @@ def traced(router: Router, x: Any, **options: Any) -> Slots | Assignment:
   Args:
     router: any.
     x: tokens of a group, or their shape and type.
-    **options: of the call, such as a key.
+    **options: of the call, such as a key. Token ids may be left out.
   """
+  if takes_token_ids(router):
+    options = {'token_ids': jnp.zeros(x.shape[0], jnp.int32)} | options
   found = []
   jax.eval_shape(lambda x: found.append(router(x, **options)[0]), x)
   return found[0]

@@ -178,6 +178,10 @@ def test_a_router_of_ones_own_that_takes_a_type_and_anything():
   assert layer.router.options == {'any': 3}
 
 
+def test_routing_by_token_ids_may_be_forced():
+  assert make('hash', forced_routing='even').forced_routing == 'even'
+
+
 def test_further_arguments_of_known_routers():
   router = make('hash', router_options=(('vocab_size', 9), ('seed', 3))).router
   assert (router.vocab_size, router.seed, router.num_experts) == (9, 3, 4)
@@ -200,6 +204,12 @@ OPTIONS = 'router_options: got'
     ('threshold', dict(threshold=1.5), 'threshold: got 1.5; above 0, at most'),
     ('tokens_choice', dict(capacity_factor=-1.0), 'capacity_factor: got -1.0'),
     ('experts_choice', dict(capacity_factor=0.0), 'capacity_factor: got 0'),
+    (
+      'threshold',
+      dict(eval_capacity_factor=2.0),
+      'eval_capacity_factor: got 2.0; 0, or a capacity_factor above 0 as well',
+    ),
+    ('hash', dict(exchange_chunks=2), 'exchange_chunks: got 2; 1, since dropl'),
     ('tokens_choice', dict(losses=(('y', 1.0),)), "losses: got 'y'; names out"),
     ('mixture_of_tokens', dict(temperature=-1.0), 'temperature: got -1.0; at'),
     ('soft', dict(num_experts=0), 'num_experts: got 0; at least 1'),
