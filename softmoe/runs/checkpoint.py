@@ -171,15 +171,15 @@ class Checkpoints:
     """Renames the latest checkpoints to STEP.damaged until one is intact.
 
     To be called before the first save, by whoever has the run.
+
+    Raises:
+      WriteFailed: one cannot be renamed.
     """
     while (step := self.latest()) is not None and self._is_damaged(step):
       path = self._directory / str(step)
-      aside = path.with_suffix('.damaged')
       if jax.process_index() == 0:
+        aside = disk.set_aside(path, 'damaged')
         print(f'warning: {path} is damaged: now {aside.name}', file=sys.stderr)
-        with disk.writing(path):
-          shutil.rmtree(aside, ignore_errors=True)
-          disk.rename(path, aside)
       self._steps.remove(step)
 
   def instead(self, step: int) -> str:
@@ -304,12 +304,16 @@ class Checkpoints:
     self._prune()
 
   def _prune(self) -> None:
-    """Deletes what no rule keeps: first its name, then its content."""
+    """Deletes what no rule keeps: first its name, then its content.
+
+    What is gone already, or cannot be deleted, makes no save fail.
+    """
     for step in set(self._steps) - self._kept():
       path = self._directory / str(step)
       doomed = path.with_name(f'.deleting-{step}')
-      path.replace(doomed)
-      shutil.rmtree(doomed, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        path.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
       self._steps.remove(step)
 
   def _kept(self) -> set[int]:

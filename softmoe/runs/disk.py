@@ -6,6 +6,7 @@ directory after that: a power cut leaves the old one or the new one.
 
 import contextlib
 import errno
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -59,6 +60,23 @@ def sync(path: pathlib.Path) -> None:
       raise
   finally:
     os.close(number)
+
+
+def set_aside(path: pathlib.Path, word: str) -> pathlib.Path:
+  """Renames a file or directory to NAME.WORD, or NAME.WORD2 and so on.
+
+  Returns:
+    Its path from then on, which nothing had.
+
+  Raises:
+    WriteFailed: it cannot be renamed.
+  """
+  endings = itertools.chain([''], itertools.count(2))
+  names = (path.with_name(f'{path.name}.{word}{end}') for end in endings)
+  free = next(name for name in names if not os.path.lexists(name))
+  with writing(path):
+    rename(path, free)
+  return free
 
 
 @contextlib.contextmanager

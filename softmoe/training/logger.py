@@ -8,6 +8,7 @@ import jax
 
 from softmoe import experiment as experiment_lib
 from softmoe.costs import flops, peak
+from softmoe.runs import disk
 from softmoe.training import divergence, progress, writers
 from softmoe.training import step as step_lib
 
@@ -28,7 +29,10 @@ class Logger:
     workdir: pathlib.Path,
     start_step: int,
   ):
-    """Drops what `workdir` tells of later steps than `start_step`."""
+    """Drops what `workdir` tells of later steps than `start_step`.
+
+    The metrics of a run whose checkpoints are gone are set aside.
+    """
     config, task = experiment.config, experiment.task
     self._config, self._task = config, task
     chief = jax.process_index() == 0
@@ -41,11 +45,8 @@ class Logger:
       task.unit,
       enabled=chief,
     )
-    if start_step and not (workdir / writers.FILE_NAME).exists():
-      self.message(
-        f'warning: {writers.FILE_NAME} is missing: the metrics up to step '
-        f'{start_step} are lost'
-      )
+    if chief:
+      self._compare(workdir / writers.FILE_NAME, start_step)
     self._writer = writers.MetricWriter(workdir, start_step, chief)
     self._pending: tuple[int, step_lib.Metrics] | None = None
 
@@ -117,6 +118,20 @@ class Logger:
     if self._peak_flops and self.cost.is_fixed:
       speed['mfu'] = 3 * self.cost.flops() * rate / self._peak_flops
     return speed
+
+  def _compare(self, path: pathlib.Path, start_step: int) -> None:
+    """Warns where there are metrics without a checkpoint, or none with one."""
+    if start_step and not path.exists():
+      self.message(
+        f'warning: {path.name} is missing: the metrics up to step '
+        f'{start_step} are lost'
+      )
+    if not start_step and path.exists() and path.stat().st_size:
+      aside = disk.set_aside(path, 'old')
+      self.message(
+        f'warning: there is no checkpoint: the run starts at step 0, and what '
+        f'{path.name} held is now {aside.name}'
+      )
 
   def _shown(self, metrics: Mapping[str, float]) -> dict[str, float]:
     return {n: metrics[n] for n in self._task.shown if n in metrics}

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, other meshes, other models."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,25 @@ def test_the_lowest_loss_is_best(tmp_path):
 def test_later_of_equals_is_best(tmp_path):
   config = CheckpointConfig(every=10, keep_last=1)
   assert run(tmp_path, config, [0.5, 0.5, 0.4]) == ([20, 30], 30, 20)
+
+
+@pytest.mark.parametrize('gone', [True, False])
+def test_a_checkpoint_that_cannot_be_deleted_fails_no_save(tmp_path, gone):
+  """One that somebody deleted by hand, or another deletion was stopped."""
+  config = CheckpointConfig(every=10, keep_last=1, keep_best=0)
+  with checkpoint.Checkpoints(tmp_path, config) as checkpoints:
+    checkpoints.save(10, {'params': jnp.ones(2)})
+    checkpoints.wait()
+    if gone:
+      shutil.rmtree(tmp_path / '10')
+    else:
+      (tmp_path / '.deleting-10' / 'state').mkdir(parents=True)
+    checkpoints.save(20, {'params': jnp.ones(2)})
+    checkpoints.wait()
+    assert checkpoints.steps() == [20]
+  with checkpoint.Checkpoints(tmp_path, config) as checkpoints:
+    checkpoints.save(30, {'params': jnp.ones(2)})
+  assert (tmp_path / '30').exists() and not (tmp_path / '10').exists()
 
 
 def test_saves_when_due_or_forced_and_never_twice(tmp_path):

@@ -50,6 +50,18 @@ def test_a_log_is_on_disk_when_it_says_so(tmp_path, calls):
   log.close()
 
 
+def test_what_is_set_aside_takes_no_name_from_another(tmp_path, calls):
+  for content in ('first', 'second', 'third'):
+    (tmp_path / '40').mkdir()
+    (tmp_path / '40' / 'state').write_text(content)
+    aside = disk.set_aside(tmp_path / '40', 'damaged')
+    assert (aside / 'state').read_text() == content
+    renamed = 'rename', '40', aside.name
+    assert calls[-2:] == [renamed, ('sync', tmp_path.name)]
+  names = {'40.damaged', '40.damaged2', '40.damaged3'}
+  assert {path.name for path in tmp_path.iterdir()} == names
+
+
 @pytest.mark.parametrize('name', ['params.txt', '.params.txt'])
 def test_a_link_is_replaced_not_written_through(tmp_path, name):
   (tmp_path / 'precious').write_bytes(b'precious')

@@ -99,7 +99,10 @@ def test_a_damaged_checkpoint_is_in_nobodys_way_but_its_readers(tmp_path):
     assert checkpoints.latest() == 20 == checkpoints.best()
     checkpoints.save(40, {'params': 40 * x})
     np.testing.assert_array_equal(checkpoints.restore_params(wanted), 40 * x)
-  assert {p.name for p in tmp_path.iterdir()} == {'20', '40', '40.damaged'}
+    damage(tmp_path / '40')
+    checkpoints.set_damaged_aside()
+  names = {'20', '40.damaged', '40.damaged2'}
+  assert {p.name for p in tmp_path.iterdir()} == names
 
 
 def test_each_process_vouches_for_what_it_wrote():

@@ -30,11 +30,15 @@ def steps(workdir):
 
 
 @pytest.fixture
-def logger(tiny, tmp_path, monkeypatch):
+def experiment(tiny, monkeypatch):
   cost = flops.Cost(2.0, 2.0, 0.0, 1, True, ())
   monkeypatch.setattr(flops, 'forward', lambda *_, **__: cost)
   monkeypatch.setattr(peak, 'peak_flops', lambda mesh: 100.0)
-  experiment = experiment_lib.build(tiny(log_every=3), jax.devices()[:1])
+  return experiment_lib.build(tiny(log_every=3), jax.devices()[:1])
+
+
+@pytest.fixture
+def logger(experiment, tmp_path):
   with logger_lib.Logger(experiment, tmp_path, 0) as logger:
     yield logger
 
@@ -67,6 +71,25 @@ def test_a_run_that_diverged_ends_at_any_step(logger, tmp_path, name, value):
   with pytest.raises(Diverged, match=f'{name} at step 2 is {value}'):
     logger.flush()
   assert steps(tmp_path) == []
+
+
+def test_metrics_of_checkpoints_that_are_gone_are_set_aside(
+  experiment, tmp_path, capsys
+):
+  held = b'{"step": 1, "loss": 1.0}\n'
+  (tmp_path / 'metrics.jsonl').write_bytes(held)
+  with logger_lib.Logger(experiment, tmp_path, 0):
+    pass
+  assert (tmp_path / 'metrics.jsonl.old').read_bytes() == held
+  assert steps(tmp_path) == []
+  assert 'metrics.jsonl held is now metrics.jsonl.old\n' in (
+    capsys.readouterr().err
+  )
+  with logger_lib.Logger(experiment, tmp_path, 0):
+    pass
+  names = {path.name for path in tmp_path.glob('metrics*')}
+  assert names == {'metrics.jsonl', 'metrics.jsonl.old'}
+  assert 'warning' not in capsys.readouterr().err
 
 
 def test_speed_is_images_and_share_of_the_peak(logger, monkeypatch):
