@@ -15,7 +15,6 @@ from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.optim import memory, optimizer
 from softmoe.runs import state as state_lib
-from softmoe.runs import workdir as workdir_lib
 from softmoe.weights import source as source_lib
 from softmoe.weights.adoption import Adoption
 
@@ -53,7 +52,7 @@ def _saved(
 ) -> dict[str, Any]:
   """Returns the moments of the run that `config.init` names."""
   config = experiment.config
-  with workdir_lib.find_checkpoint(*source_lib.split(config.init)) as found:
+  with source_lib.checkpoint(config.init) as found:
     other = found.config.optimizer
     if memory.NAMES.get(other.name) != memory.NAMES[config.optimizer.name]:
       expected = f'False: {config.init} was trained by {other.name!r}'
@@ -65,6 +64,5 @@ def _saved(
     placed = jax.tree.map(
       lambda x: x.update(sharding=x.sharding or whole), shapes
     )
-    with workdir_lib.reading(found.step, found.checkpoints):
-      state = found.checkpoints.restore_params(placed, found.step, 'opt_state')
+    state = source_lib.restore(config.init, found, placed, 'opt_state')
   return memory.moments(other, state)

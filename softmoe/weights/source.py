@@ -11,14 +11,15 @@ import numpy as np
 from flax import traverse_util
 from jax import numpy as jnp
 
+from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
-from softmoe.errors import UserError
+from softmoe.errors import UserError, naming
 from softmoe.models.config import TransformerConfig
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import registry
 from softmoe.tasks import task as task_lib
-from softmoe.weights import arrays, fit, hub
+from softmoe.weights import arrays, facts, fit, hub
 from softmoe.weights.formats import own as own_format
 from softmoe.weights.formats import registry as formats
 from softmoe.weights.formats.format import Format
@@ -60,16 +61,15 @@ def find(experiment: experiment_lib.Experiment) -> Iterator[Source]:
   """Finds what `config.init` names.
 
   Raises:
-    UserError: there is no such run, checkpoint or file, or a file is not of
-      this model.
+    UserError: there is no such run, checkpoint or file, or it is not of this
+      model, as far as that shows before shapes are compared.
   """
   name = experiment.config.init
   if is_file(name):
-    with _naming_file():
+    with naming({'weights': 'config.init'}):
       yield _of_file(experiment, name)
     return
-  workdir, step = split(name)
-  with _naming_run(name), workdir_lib.find_checkpoint(workdir, step) as found:
+  with checkpoint(name) as found:
     yield _of_run(experiment, found)
 
 
@@ -107,25 +107,74 @@ def flat(tree: Tree) -> Flat:
 # --- A run.
 
 
+@contextlib.contextmanager
+def checkpoint(name: str) -> Iterator[workdir_lib.Found]:
+  """Finds the checkpoint that 'WORKDIR' or 'WORKDIR@STEP' names.
+
+  Raises:
+    UserError: there is no such run or checkpoint.
+  """
+  with contextlib.ExitStack() as stack:
+    with _naming_run(name):
+      found = workdir_lib.find_checkpoint(*split(name))
+      found = stack.enter_context(found)
+    yield found
+
+
+def restore(name: str, found: workdir_lib.Found, like: Tree, key: str) -> Tree:
+  """Returns one entry of the state that a checkpoint holds.
+
+  Args:
+    name: of the run.
+    found: its checkpoint.
+    like: shapes, types and places of the entry.
+    key: the entry's name.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged.
+  """
+  with _naming_run(name), workdir_lib.reading(found.step, found.checkpoints):
+    return found.checkpoints.restore_params(like, found.step, key)
+
+
+@contextlib.contextmanager
+def _naming_run(name: str) -> Iterator[None]:
+  """Lets errors of the other run name the field that it is given by."""
+  try:
+    yield
+  except UserError as e:
+    expected = e.expected if e.field == '--workdir' else str(e)
+    raise UserError('config.init', name, expected) from e
+
+
 def _of_run(
   experiment: experiment_lib.Experiment, found: workdir_lib.Found
 ) -> Source:
-  source = registry.find(found.config.task)(found.config)
-  branch = _branch(experiment.task, source)
-  average = bool(found.config.ema)
-  saved, left_over = _abstract(experiment, source, branch, average)
+  name, average = experiment.config.init, bool(found.config.ema)
+  with _naming_run(name):
+    source = registry.find(found.config.task)(found.config)
+    branch = _branch(experiment.task, source)
+    saved, left_over = _abstract(experiment, source, branch, average)
+    tokenizer = facts.fingerprint(source)
+  facts.check_tokenizer(experiment.task, tokenizer, name)
+  told = facts.of_config(config_lib.to_dict(source.config))
+  notes = facts.compare(experiment.task.config, told, name)
 
   def exchange(params: Tree) -> Tree:
     params = source.exchange(params)
     return {branch: _without_head(params, source)} if branch else params
 
-  def read() -> Tree:
-    key = 'ema' if average else 'params'
-    with workdir_lib.reading(found.step, found.checkpoints):
-      return found.checkpoints.restore_params(saved, found.step, key)
-
-  name = f'step {found.step} of {experiment.config.init}'
-  return Source('a run', name, source, saved, exchange, read, branch, left_over)
+  return Source(
+    'a run',
+    f'step {found.step} of {name}',
+    source,
+    saved,
+    exchange,
+    lambda: restore(name, found, saved, 'ema' if average else 'params'),
+    branch,
+    left_over,
+    notes,
+  )
 
 
 def _branch(like: task_lib.Task, source: task_lib.Task) -> str:
@@ -203,18 +252,6 @@ def _word(path: tuple) -> str:
   return '/'.join(map(str, path))
 
 
-@contextlib.contextmanager
-def _naming_run(name: str) -> Iterator[None]:
-  """Lets errors of the other run name the field that it is given by."""
-  try:
-    yield
-  except UserError as e:
-    if e.field.startswith('config.init'):
-      raise
-    expected = e.expected if e.field == '--workdir' else str(e)
-    raise UserError('config.init', name, expected) from e
-
-
 # --- A file.
 
 
@@ -223,8 +260,7 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
   file = arrays.open_file(hub.locate(name))
   form = formats.detect(file.arrays)
   model = _model(task, form, name)
-  facts = form.facts(file.config)
-  _check_heads(model, facts, file)
+  notes = facts.compare(task.config, facts.of_file(form, file), name)
   own = flat(task.exchange(experiment.abstract_params))
   branch, head = _branch_of_file(task, file)
   paths = _paths_below(branch, own)
@@ -250,7 +286,7 @@ def _of_file(experiment: experiment_lib.Experiment, name: str) -> Source:
     read,
     branch,
     left_over,
-    _notes(model, form, facts),
+    notes,
   )
 
 
@@ -310,35 +346,3 @@ def _place(
   part = lambda index: np.asarray(read(index), like.dtype)
   place: Any = like.sharding
   return jax.make_array_from_callback(like.shape, place, part)
-
-
-def _check_heads(model: Any, facts: dict[str, Any], file: arrays.File) -> None:
-  """Raises if the heads of attention differ: no shape need tell of it."""
-  ours = getattr(model, 'num_heads', None)
-  heads = facts.get('num_heads', ours)
-  if heads != ours:
-    expected = f'{heads}, as the config.json of {file.path} has it'
-    raise UserError('config.model.num_heads', ours, expected)
-
-
-def _notes(model: Any, form: Format, facts: dict[str, Any]) -> tuple[str, ...]:
-  """Returns where the model computes otherwise than the file's library."""
-  theirs = form.trained | facts
-  ours = lambda field: getattr(model, field, theirs[field])
-  return tuple(
-    f'it was trained with {field} {theirs[field]!r}; '
-    f'config.model.{field} is {ours(field)!r}'
-    for field in ('activation', 'norm_epsilon')
-    if field in theirs and theirs[field] != ours(field)
-  )
-
-
-@contextlib.contextmanager
-def _naming_file() -> Iterator[None]:
-  """Lets errors of the file name the field that it is given by."""
-  try:
-    yield
-  except UserError as e:
-    if e.field != 'weights':
-      raise
-    raise UserError('config.init', e.given, e.expected) from e

@@ -1,6 +1,7 @@
 """A run that starts from the parameters of another."""
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 
@@ -11,6 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
 from softmoe.errors import Stopped, UserError
 from softmoe.evaluation import run
@@ -21,6 +23,8 @@ from softmoe.training import loop
 from softmoe.training import step as step_lib
 from softmoe.weights import __main__ as weights_command
 from softmoe.weights import pretrained, source
+from tests import untrained
+from tests.data.text import trained
 from tests.tasks import ragged
 from tests.weights.starting import build, started
 
@@ -113,7 +117,8 @@ def test_scan_and_mesh_may_differ(saved, tiny, there, here):
   assert_same(found, params)
 
 
-def test_another_resolution_type_and_head(saved, tiny):
+def test_another_resolution_type_and_head(saved, tiny, capsys):
+  """And what a model is trained on with, of which there is a note."""
   workdir, params = saved('vit', model__pool='token')
   config = tiny(
     'vit',
@@ -123,10 +128,16 @@ def test_another_resolution_type_and_head(saved, tiny):
     loss='sigmoid',
     model__pool='token',
     model__param_dtype='bfloat16',
+    model__activation='relu',
+    model__norm_epsilon=1e-5,
     data__image_size=(16, 24),
     data__num_classes=20,
   )
   found = pretrained.params(build(config))
+  told = capsys.readouterr().err
+  note = "note: it was trained with activation 'gelu'; config.model.activation"
+  assert f"{note} is 'relu'" in told
+  assert 'norm_epsilon 1e-06; config.model.norm_epsilon is 1e-05' in told
   head, position = found.pop('head'), found['patches'].pop('position')
   assert head['kernel'].shape == (16, 20) and not np.any(head['kernel'])
   np.testing.assert_allclose(head['bias'].astype('f'), -np.log(20), rtol=2**-8)
@@ -176,6 +187,39 @@ def test_what_does_not_fit_is_one_line(saved, tiny, changes, words):
   line = str(error.value)
   assert line.startswith('config.init') and words in line
   assert '\n' not in line
+
+
+@pytest.mark.parametrize(
+  ('changes', 'line'),
+  [
+    (dict(model__num_heads=4), 'num_heads: got 4; 2'),
+    (dict(model__positions='rotary'), "positions: got 'rotary'; 'none'"),
+  ],
+)
+def test_attention_that_no_shape_tells_is_compared(saved, tiny, changes, line):
+  workdir, _ = saved()
+  config = tiny(mesh='data:1', init=str(workdir), **changes)
+  with pytest.raises(UserError) as error:
+    pretrained.params(build(config))
+  expected = f'config.model.{line}, as the model of {workdir} has it'
+  assert str(error.value) == expected
+
+
+def test_another_tokenizer_of_as_many_tokens_is_named(tmp_path, one_device):
+  name = trained.name('bpe', tmp_path)
+  made = untrained.text(vocab_size=300)
+  data = dataclasses.replace(made.data, tokenizer=name)
+  workdir = tmp_path / 'run'
+  untrained.run(dataclasses.replace(made, data=data), workdir)
+  moved = shutil.copytree(workdir, tmp_path / 'moved')
+  shutil.rmtree(workdir)
+  config = dataclasses.replace(made, init=str(moved))
+  with pytest.raises(UserError) as error:
+    pretrained.params(experiment_lib.build(config))
+  line = "config.data.tokenizer: got 'bytes'; the tokenizer of "
+  assert str(error.value).startswith(f'{line}{moved}')
+  config = dataclasses.replace(config, data=data)
+  pretrained.params(experiment_lib.build(config))
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path, tiny):
@@ -354,14 +398,17 @@ def test_an_exported_vit_is_upcycled(saved, tiny, tmp_path, one_device):
   ('changes', 'words'),
   [
     (dict(model__moe__blocks=()), 'upcycle.enabled: got True; False: no block'),
-    (dict(model__moe__num_experts=3), 'num_experts: got 3; a multiple of 2'),
+    (
+      dict(model__moe__num_experts=3),
+      'model.moe.num_experts: got 3; a multiple of 2',
+    ),
     (dict(init=''), 'upcycle.enabled: got True; False, since there is no'),
-    (dict(model__width=8), 'config.init: got'),
+    (dict(model__width=8), 'init: got'),
   ],
 )
 def test_what_cannot_be_upcycled_is_one_line(saved, tiny, changes, words):
   workdir, _ = saved('vit', model__depth=4, mesh='data:1')
   base = dict(model__depth=4, mesh='data:1', init=str(workdir)) | UPCYCLED
   config = tiny('vit', **base | changes)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=f'^config.{words}'):
     pretrained.params(build(config))

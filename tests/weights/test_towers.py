@@ -87,6 +87,15 @@ def test_what_does_not_fit_is_one_line(classifier, changes, line):
   assert '\n' not in str(error.value)
 
 
+def test_the_heads_of_both_towers_are_compared(tmp_path):
+  workdir = untrained.run(tiny_pairs.config(mesh='data:8'), tmp_path / 'pairs')
+  for tower in ('model', 'text'):
+    changes = {tower: dict(num_heads=4), 'init': str(workdir)}
+    line = f'config.{tower}.num_heads: got 4; 2, as the model of'
+    with pytest.raises(UserError, match=line):
+      pretrained.params(build(**changes))
+
+
 def test_a_run_of_another_kind_is_refused(tmp_path):
   workdir = untrained.run(untrained.text(vocab_size=257), tmp_path / 'text')
   line = "a run of the same task, 'contrastive' or 'classification'"

@@ -53,6 +53,6 @@ FORMAT = Format(
   refuse=lambda experiment: vit.refuse(
     experiment, activations=('gelu',), qk_norm=True
   ),
-  trained={'activation': 'gelu', 'norm_epsilon': 1e-6},
+  trained={'activation': 'gelu', 'norm_epsilon': 1e-6, 'positions': 'none'},
   file='model.npz',
 )

@@ -104,6 +104,6 @@ FORMAT = Format(
   refuse=refuse,
   config=config,
   facts=facts,
-  trained={'activation': 'gelu', 'norm_epsilon': 1e-5},
+  trained={'activation': 'gelu', 'norm_epsilon': 1e-5, 'positions': 'learned'},
   ignored=r'.*\.attn\.(masked_)?bias',
 )

@@ -102,7 +102,11 @@ FORMAT = Format(
   refuse=refuse,
   config=config,
   facts=facts,
-  trained={'activation': 'gelu_exact', 'norm_epsilon': 1e-12},
+  trained={
+    'activation': 'gelu_exact',
+    'norm_epsilon': 1e-12,
+    'positions': 'none',
+  },
   foreign={
     'distillation_token': 'a token for distillation',
     'pooler': 'a layer after the class token',

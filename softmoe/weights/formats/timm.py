@@ -119,7 +119,11 @@ FORMAT = Format(
   refuse=refuse,
   config=config,
   facts=facts,
-  trained={'activation': 'gelu_exact', 'norm_epsilon': EPSILON},
+  trained={
+    'activation': 'gelu_exact',
+    'norm_epsilon': EPSILON,
+    'positions': 'none',
+  },
   foreign={
     'reg_token': 'register tokens',
     'fc_norm': 'a norm after the pooling',
