@@ -104,7 +104,7 @@ def _train(
         _announce(experiment, logger, workdir, start)
         for doubt in state_lib.doubts(state, start):
           logger.message(f'warning: {doubt}')
-        profile = profile_lib.Profile(config.profile, workdir)
+        profile = profile_lib.Profile(config.profile, workdir, logger.pause)
         startup.done('cost')
         told = logger, profile, startup
         run = _Run(experiment, train_step, checkpoints, start, *told)

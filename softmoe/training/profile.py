@@ -1,7 +1,9 @@
 """A trace of some steps, for the profiler of TensorBoard and for `tables`."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,27 +20,35 @@ class Profile:
   was stopped or went on among them.
   """
 
-  def __init__(self, steps: tuple[int, ...], workdir: pathlib.Path):
+  def __init__(
+    self,
+    steps: tuple[int, ...],
+    workdir: pathlib.Path,
+    pause: Callable[[], contextlib.AbstractContextManager[None]],
+  ):
     """Does nothing yet.
 
     Args:
       steps: the first and the last; empty: none.
       workdir: of the run.
+      pause: returns what stops the clock of the training speed.
     """
     self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+    self._pause = pause
     self._folder, self._running, self._number = workdir / 'profile', False, 0
 
   def before(self, step: int, train_step: Any, *arguments: Any) -> None:
     """Starts the trace, if this is the first of its steps that is trained."""
     if self._running or step not in self._steps:
       return
-    program = train_step.lower(*arguments).compile().as_text()
-    if jax.process_index() == 0:
-      self._folder.mkdir(exist_ok=True)
-      disk.write(self._folder / 'train_step.txt', program.encode())
-    # Nothing that came before runs on into the trace.
+    # Nothing that came before runs on into the trace, or behind the clock.
     jax.block_until_ready(arguments)
-    jax.profiler.start_trace(self._folder)
+    with self._pause():
+      program = train_step.lower(*arguments).compile().as_text()
+      if jax.process_index() == 0:
+        self._folder.mkdir(exist_ok=True)
+        disk.write(self._folder / 'train_step.txt', program.encode())
+      jax.profiler.start_trace(self._folder)
     self._running = True
 
   def after(self, step: int, results: Any) -> None:
@@ -50,8 +60,10 @@ class Profile:
 
   def close(self) -> None:
     """Ends the trace, whatever step it is."""
-    if self._running:
-      self._running = False
+    if not self._running:
+      return
+    self._running = False
+    with self._pause():
       jax.profiler.stop_trace()
       if jax.process_index() == 0:
         number = json.dumps(self._number)

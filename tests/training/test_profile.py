@@ -1,6 +1,8 @@
 """A trace of some steps, and the table that is made of it."""
 
+import contextlib
 import dataclasses
+from unittest import mock
 
 import jax
 import pytest
@@ -56,11 +58,42 @@ def test_steps_are_profiled(tiny, one_device, tmp_path, capsys):
 
 def test_a_run_that_goes_on_among_the_steps(tmp_path):
   step = jax.jit(lambda x: x + 1)
-  traced = trace_lib.Profile((2, 5), tmp_path)
+  traced = trace_lib.Profile((2, 5), tmp_path, contextlib.nullcontext)
   for number in (4, 5, 6):  # of a run that was saved at 3
     traced.before(number, step, 1.0)
     traced.after(number, step(1.0))
   assert (tmp_path / 'profile/steps.json').read_text() == '2'
+
+
+def test_a_profile_is_no_training_and_training_no_pause(tmp_path, monkeypatch):
+  clock, seen = ['runs'], []
+
+  @contextlib.contextmanager
+  def pause():
+    clock.append('stands')
+    yield
+    clock.pop()
+
+  def tell(name):
+    return lambda *_: seen.append((name, clock[-1]))
+
+  for name in ('start_trace', 'stop_trace'):
+    monkeypatch.setattr(jax.profiler, name, tell(name))
+  monkeypatch.setattr(jax, 'block_until_ready', tell('step'))
+  program = mock.Mock(as_text=lambda: 'program')
+  compiled = mock.Mock(compile=lambda: tell('compile')() or program)
+  step = mock.Mock(lower=lambda _: compiled)
+  traced = trace_lib.Profile((2, 2), tmp_path, pause)
+  for number in (1, 2, 3):
+    traced.before(number, step, 1.0)
+    traced.after(number, 1.0)
+  assert seen == [
+    ('step', 'runs'),
+    ('compile', 'stands'),
+    ('start_trace', 'stands'),
+    ('step', 'runs'),
+    ('stop_trace', 'stands'),
+  ]
 
 
 def test_without_a_profile(finished):
