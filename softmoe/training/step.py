@@ -7,6 +7,7 @@ import jax
 import optax
 from flax import nnx
 from jax import numpy as jnp
+from jaxtyping import Array, Float
 
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
@@ -120,6 +121,11 @@ def _accumulate(
   return total, jax.tree.map(over_parts, sums)
 
 
+def norm(tree: experiment_lib.Params) -> Float[Array, '']:
+  """Returns the norm of all arrays together, added up in float32."""
+  return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+
+
 @jax.named_scope('optimizer')
 def _update(
   experiment: experiment_lib.Experiment,
@@ -141,12 +147,12 @@ def _update(
     state['ema'],
     params if decay else {},
   )
-  norm = lambda tree: optax.tree.norm(steered.without(tree, experiment.rules))
+  trained = lambda tree: steered.without(tree, experiment.rules)
   metrics: Any = {
     'learning_rate': experiment.schedule(state['step']),
-    'gradient_norm': norm(gradients),
-    'parameter_norm': norm(params),
-    'update_norm': norm(updates),
+    'gradient_norm': norm(trained(gradients)),
+    'parameter_norm': norm(trained(params)),
+    'update_norm': norm(trained(updates)),
   }
   return state_lib.TrainState(
     step=state['step'] + 1, params=params, opt_state=opt_state, ema=ema

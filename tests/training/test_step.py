@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
@@ -94,6 +95,15 @@ def test_golden_first_step(curve):
   assert set(first) == set(GOLDEN)
   for name, value in GOLDEN.items():
     assert first[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_norms_are_summed_in_float32():
+  """Beside 256, bfloat16 has no place for a quarter."""
+  values = [16.0] + 64 * [0.5]
+  tree = {str(i): jnp.full(1, v, jnp.bfloat16) for i, v in enumerate(values)}
+  norm = step_lib.norm(tree)
+  assert norm.dtype == jnp.float32
+  assert norm == pytest.approx(272**0.5)
 
 
 @pytest.mark.parametrize('parts', [1, 2])
