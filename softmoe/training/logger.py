@@ -38,6 +38,8 @@ class Logger:
     chief = jax.process_index() == 0
     self.cost = flops.forward(config, training=True)
     self._peak_flops = peak.peak_flops(experiment.mesh)
+    is_frozen = any(jax.tree.leaves(experiment.frozen))
+    self._has_share = self.cost.is_fixed and not is_frozen
     self._progress = progress.Progress(
       config.steps,
       start_step,
@@ -109,13 +111,14 @@ class Logger:
     """Returns units/s and, where the peak is known, the share of it used.
 
     A training step counts as three forward passes, whatever remat repeats. A
-    model whose tokens decide what they cost has no share.
+    model whose tokens decide what they cost, or that is frozen in part, has no
+    share.
     """
     rate = self._progress.units_per_second
     if not rate:
       return {}
     speed = {f'{self._task.unit}s_per_second': rate}
-    if self._peak_flops and self.cost.is_fixed:
+    if self._peak_flops and self._has_share:
       speed['mfu'] = 3 * self.cost.flops() * rate / self._peak_flops
     return speed
 

@@ -1,5 +1,6 @@
 """What a run tells: one step late, at the due steps, and not after a NaN."""
 
+import dataclasses
 import json
 
 import jax
@@ -104,3 +105,15 @@ def test_speed_is_images_and_share_of_the_peak(logger, monkeypatch):
     'images_per_second': rate,
     'mfu': 3 * 2.0 * rate / 100.0,
   }
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_what_is_frozen_has_no_share_of_the_peak(experiment, tmp_path, frozen):
+  """Its backward pass is not all of the two that a step counts."""
+  tree = {'head': False, 'patches': frozen}
+  experiment = dataclasses.replace(experiment, frozen=tree)
+  with logger_lib.Logger(experiment, tmp_path, 0) as logger:
+    for step in (1, 3):
+      logger.step(step, metrics())
+      logger.flush()
+    assert ('mfu' in logger.speed()) == (not frozen)
