@@ -123,16 +123,26 @@ def contribution(layer: Layer) -> Float[np.ndarray, ' n']:
 def tokens_a_slot(layer: Layer) -> dict[str, np.ndarray] | None:
   """Returns of how many tokens a part of each slot is made, the largest first.
 
-  It counts in each example, and is a mean over these. A sparse router has none.
+  It counts in each example, or piece of one, and is a mean over those whose
+  slot is not empty. A sparse router has none, nor has one whose slots hold
+  tokens of several examples.
   """
-  if layer.granted is not None:
+  if layer.granted is not None or layer.piece is None:
     return None
-  so_far = -np.sort(-layer.take, axis=1).cumsum(axis=1)
+  so_far = -np.sort(-_pieces(layer.take, layer.piece), axis=1).cumsum(axis=1)
   whole = so_far[:, -1:]
-  return {
-    str(part): (so_far < part * whole).sum(axis=1).mean(axis=0) + 1
-    for part in PARTS
-  }
+  count = lambda part: (so_far < part * whole).sum(axis=1) + 1
+  held = whole[:, 0] > 0
+  return {str(part): _mean(count(part), held, axis=0) for part in PARTS}
+
+
+def _pieces(
+  take: Float[np.ndarray, 'b m k'], size: int
+) -> Float[np.ndarray, 'p t k']:
+  """Returns pieces of `size` tokens; what fills up the last is in no slot."""
+  b, m, k = take.shape
+  filled = np.pad(take, ((0, 0), (0, -m % size), (0, 0)))
+  return filled.reshape(-1, size, k)
 
 
 def similarity(layer: Layer) -> dict[str, Any] | None:

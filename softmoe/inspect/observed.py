@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
 from softmoe.errors import UserError, naming
-from softmoe.inspect import examples, watched
+from softmoe.inspect import watched
 from softmoe.moe import layer, routing
 from softmoe.runs import load
+from softmoe.tasks import examples
 from softmoe.tasks import task as task_lib
 
 _MOST_TOKENS = 1 << 15  # of text
@@ -41,6 +42,8 @@ class Layer:
     granted: those of them that keep it.
     real: False where a token is padding.
     token_ids: places in the vocabulary; None: tokens are patches.
+    piece: neighbouring tokens of an example that share their slots; None: a
+      slot holds tokens of several examples.
     slots: parameters that say what a slot or expert looks for; None: the
       router has none.
   """
@@ -54,6 +57,7 @@ class Layer:
   granted: Bool[np.ndarray, 'b m e'] | None
   real: Bool[np.ndarray, 'b m']
   token_ids: Int[np.ndarray, 'b m'] | None
+  piece: int | None
   slots: Float[np.ndarray, 'd k'] | None
 
 
@@ -148,14 +152,11 @@ def _batches(
 ) -> list[Batch]:
   """Returns some examples of a split, in batches on the devices."""
   size = experiment.config.data.eval_batch_size
-  parts = max(1, count // size)
+  count = size * max(1, count // size)
   together = _group_size(experiment)
-  found = examples.read(experiment.task, split, parts * size, together)
-  cut = (
-    {k: v[i * size :][:size] for k, v in found.items()} for i in range(parts)
-  )
-  real = [part for part in cut if part['mask'].any()]
-  return list(prefetch.to_devices(real, experiment.mesh, 0))
+  found = examples.read(experiment.task, split, count, together)
+  cut = examples.cut(found, size)
+  return list(prefetch.to_devices(cut, experiment.mesh, 0))
 
 
 def _local(batch: Batch) -> dict[str, np.ndarray]:
@@ -217,18 +218,31 @@ def _layer(path: str, moe: layer.MoE, arrays: dict[str, np.ndarray]) -> Layer:
     name=path,
     router=type(router).__name__,
     num_experts=router.num_experts,
-    slots=_slots(router, arrays['take'].shape[-1]),
+    piece=piece(moe, arrays['take'].shape[1]),
+    slots=slots(router, arrays['take'].shape[-1]),
     **missing | arrays,
   )
 
 
-def _slots(router: Any, count: int) -> Float[np.ndarray, 'd k'] | None:
+def piece(moe: layer.MoE, num_tokens: int) -> int | None:
+  """Returns what `Layer.piece` is for examples of so many tokens."""
+  if moe.group_size > 1 or getattr(moe.router, 'across_examples', False):
+    return None
+  return getattr(moe.router, 'segment', num_tokens)
+
+
+def slots(router: Any, count: int) -> Float[np.ndarray, 'd k'] | None:
   """Returns the parameters that slots or experts are chosen by, if any.
 
   They are the matrix from the width to as many numbers; null experts, which
   come last in some routers, are left out.
+
+  Args:
+    router: any.
+    count: of its slots, or experts.
   """
-  for w in jax.tree.leaves(nnx.state(router, nnx.Param)):
+  learned = nnx.All(nnx.Param, nnx.Not(routing.Steered))
+  for w in jax.tree.leaves(nnx.state(router, learned)):
     if w.ndim > 1 and math.prod(w.shape[1:]) >= count:
       return np.asarray(w, np.float32).reshape(len(w), -1)[:, :count]
   return None

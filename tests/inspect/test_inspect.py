@@ -25,6 +25,15 @@ FIELDS = {
   'relu': dict(k=2),
   'segment_soft': dict(segment=2),
 }
+# Their slots hold tokens of one example alone.
+OF_ONE_EXAMPLE = (
+  'soft',
+  'uniform',
+  'uniform_soft',
+  'soft_uniform',
+  'identity',
+  'segment_soft',
+)
 
 
 def inspect(workdir, *flags):
@@ -130,6 +139,7 @@ def test_every_router(tiny, tmp_path, router):
     assert 0 <= layer['experts_a_token'] <= layer['experts'] * 1.0001
     assert layer['cumulative'][-1] == pytest.approx(1, abs=1e-3)
     assert len(layer['load']) == layer['experts']
+    assert (layer['tokens_a_slot'] is None) == (router not in OF_ONE_EXAMPLE)
 
 
 @pytest.fixture(scope='module')

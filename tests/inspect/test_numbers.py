@@ -17,11 +17,11 @@ def sparse():
   return layer(gates, wanted, granted)
 
 
-def dense(weights):
-  return layer(np.array(weights, np.float32), None, None)
+def dense(weights, **fields):
+  return layer(np.array(weights, np.float32), None, None, **fields)
 
 
-def layer(weights, wanted, granted, slots=None):
+def layer(weights, wanted, granted, slots=None, real=REAL, piece=2):
   return Layer(
     'blocks 0',
     'Router',
@@ -30,8 +30,9 @@ def layer(weights, wanted, granted, slots=None):
     weights,
     wanted,
     granted,
-    REAL,
+    real,
     token_ids=None,
+    piece=piece,
     slots=slots,
   )
 
@@ -89,6 +90,19 @@ def test_tokens_that_make_a_part_of_a_slot():
   np.testing.assert_array_equal(found['0.5'], [1, 1])
   np.testing.assert_array_equal(found['0.9'], [1, 1.5])
   assert numbers.tokens_a_slot(sparse()) is None
+  assert numbers.tokens_a_slot(dense(weights, piece=None)) is None
+
+
+def test_a_slot_is_of_one_piece_of_an_example():
+  """The last of which may be short, and a piece or a slot of it empty."""
+  one, last = [[0.6, 0], [0.35, 1], [0.05, 0]], [[0.5, 0.2], [0.5, 0.8]]
+  weights = [one + last, one + [[0, 0]] * 2]
+  of = dense(weights, real=np.ones((2, 5), bool), piece=3)
+  found = numbers.tokens_a_slot(of)
+  np.testing.assert_array_equal(found['0.5'], [1, 1])
+  np.testing.assert_allclose(found['0.9'], [2, (1 + 2 + 1) / 3])
+  never = numbers.tokens_a_slot(dense([[[1, 0], [1, 0]]] * 2))
+  np.testing.assert_array_equal(never['0.9'], [2, 0])
 
 
 def test_similarity_within_an_expert_and_between():

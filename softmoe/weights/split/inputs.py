@@ -3,6 +3,7 @@
 Axes: `b` examples, `m` tokens of an example, `n` tokens, `d` width.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
+from softmoe.data.text.config import TextDataConfig
+from softmoe.tasks import examples
 from softmoe.tasks import task as task_lib
 
 
@@ -39,7 +42,7 @@ def of_mlps(
   params: task_lib.Params,
   num_tokens: int,
 ) -> list[Float[np.ndarray, 'n d']]:
-  """Returns the first tokens of the train split as the MLPs see them.
+  """Returns tokens from all over the train split as the MLPs see them.
 
   Args:
     experiment: whose blocks are neither scanned nor computed again.
@@ -56,24 +59,28 @@ def of_mlps(
     experiment.task.loss(model, experiment.task.prepare(batch, None))
     return [x for (x,) in seen]
 
-  parts, count = [], 0
-  for batch in _batches(experiment):
+  one = experiment.abstract_batch(experiment.mesh.size)
+  length = jax.eval_shape(see, params, one)[0].shape[1]
+  parts = []
+  for batch in _batches(experiment, -(-num_tokens // length)):
     seen = jax.device_get(see(params, batch))
     real = _real(jax.device_get(batch), seen[0].shape[:2])
     parts.append([x[real].astype(np.float32) for x in seen])
-    count += np.sum(real)
-    if count >= num_tokens:
-      break
   return [np.concatenate(x)[:num_tokens] for x in zip(*parts, strict=True)]
 
 
 def _batches(
-  experiment: experiment_lib.Experiment,
+  experiment: experiment_lib.Experiment, count: int
 ) -> Iterator[dict[str, jax.Array]]:
-  data, mesh = experiment.config.data, experiment.mesh
-  rows = prefetch.local_rows(mesh, data.eval_batch_size)
-  local = experiment.task.eval_batches(data.train_split, rows)
-  return prefetch.to_devices(local, mesh, data.prefetch)
+  """Returns so many examples of the train split, and padding."""
+  config: Any = experiment.config
+  data, devices = config.data, experiment.mesh.size
+  size = devices * -(-min(count, data.eval_batch_size) // devices)
+  if isinstance(data, TextDataConfig):  # no token in two windows
+    data = dataclasses.replace(data, stride=0)
+  task = type(experiment.task)(dataclasses.replace(config, data=data))
+  found = examples.read(task, data.train_split, count)
+  return prefetch.to_devices(examples.cut(found, size), experiment.mesh, 0)
 
 
 def _real(
