@@ -19,7 +19,10 @@ from softmoe.errors import UserError
 _ROOT = pathlib.Path('/usr/share/unicode')
 _PACKAGE = 'unicode-data'
 _LICENCE = 'Unicode Data Files and Software License'
-_UNIHAN = ('Unihan_Readings.txt.bz2', 'Unihan_RadicalStrokeCounts.txt.bz2')
+_UNIHAN = tuple(
+  f'Unihan_{name}.txt.bz2'
+  for name in ('Readings', 'RadicalStrokeCounts', 'IRGSources')
+)
 _NAMES = 'UnicodeData.txt'
 _RADICAL, _RADICALS = 'KANGXI RADICAL ', 214
 # Another character that a definition names, by its number and as it is.
@@ -108,7 +111,9 @@ def _readings(fields: Fields) -> str:
 
 def _form(fields: Fields, radicals: dict[int, str]) -> str:
   """Returns the radical, and the strokes that the rest of it has."""
-  found = re.match(r'(\d+)\.(\d+)', fields.get('kRSKangXi', ''))
+  # Unicode 15.1 dropped kRSKangXi; kRSUnicode marks simplified radicals: 199'.
+  given = fields.get('kRSKangXi') or fields.get('kRSUnicode', '')
+  found = re.match(r"(\d+)'*\.(\d+)", given)
   if not found:
     return ''
   radical, strokes = map(int, found.groups())

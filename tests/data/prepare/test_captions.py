@@ -19,16 +19,24 @@ U+58D3\tkCantonese\taat3
 STROKES = """U+611B\tkRSKangXi\t61.9
 U+58D3\tkRSKangXi\t32.1 33.14
 """
+SOURCES = """U+611B\tkRSUnicode\t61.9 87.9
+U+58D3\tkRSUnicode\t33'.14
+"""
 SPLITS = {'train': '愛', 'test': '壓'}
+
+
+def write(folder, **files):
+  for name, text in files.items():
+    path = folder / f'Unihan_{name}.txt.bz2'
+    path.write_bytes(bz2.compress(text.encode()))
 
 
 @pytest.fixture
 def root(tmp_path):
   folder = tmp_path / 'unicode'
   folder.mkdir()
-  for name, text in (('Readings', READINGS), ('RadicalStrokeCounts', STROKES)):
-    path = folder / f'Unihan_{name}.txt.bz2'
-    path.write_bytes(bz2.compress(text.encode()))
+  write(folder, Readings=READINGS, RadicalStrokeCounts=STROKES)
+  write(folder, IRGSources=SOURCES)
   names = {32: 'EARTH', 61: 'HEART'}
   lines = (
     f'{0x2EFF + i:X};KANGXI RADICAL {names.get(i, i)};So;0\n'
@@ -62,6 +70,15 @@ def test_a_text_of_each_thing_and_one_of_all(root, tmp_path):
   assert made['splits']['train'] == {'characters': 1, 'texts': 4}
   content = (out / 'test.jsonl').read_bytes()
   assert made['files']['test.jsonl'] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_newer_unihan_has_the_strokes_in_another_field(root, tmp_path):
+  write(root, RadicalStrokeCounts='U+611B\tkRSAdobe_Japan1_6\tC+1\n')
+  make(root, tmp_path / 'out')
+  texts = [line['text'] for line in lines(tmp_path / 'out' / 'train.jsonl')]
+  assert texts[2] == 'radical heart, 9 more strokes'
+  (only,) = lines(tmp_path / 'out' / 'test.jsonl')
+  assert only['text'] == 'radical 33, 14 more strokes'
 
 
 def test_the_same_files_give_the_same_bytes(root, tmp_path):
