@@ -5,6 +5,7 @@ the source has texts of its own, and every image is a group.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -42,19 +43,14 @@ class Captioned:
 
 
 def open_split(config: CaptionedDataConfig, split: str) -> Captioned:
-  """Returns the images of a split and their texts.
+  """Returns the images of a split and their texts, which are kept.
 
   Raises:
     UserError: the source, the captions or the split are unknown, missing,
       damaged or empty, or a class has no text.
   """
-  name = config.source
   with splits.named(config, split):
-    if config.captions:
-      images = sources.open_source(name, split, config.max_pixels)
-      names = sources.class_names(name, split)
-      return Captioned(images, captions.read(config.captions, names))
-    return _own(config, split)
+    return _load(config.source, config.captions, config.max_pixels, split)
 
 
 def fingerprint(config: CaptionedDataConfig) -> str:
@@ -70,13 +66,25 @@ def fingerprint(config: CaptionedDataConfig) -> str:
   return hashlib.sha256(both.encode()).hexdigest()
 
 
-def _own(config: CaptionedDataConfig, split: str) -> Captioned:
+@functools.lru_cache(maxsize=4)
+def _load(name: str, texts: str, max_pixels: int, split: str) -> Captioned:
+  if texts:
+    images = sources.open_source(name, split, max_pixels)
+    names = sources.class_names(name, split)
+    return Captioned(images, captions.read(texts, names))
+  return _own(name, max_pixels, split)
+
+
+def _own(name: str, max_pixels: int, split: str) -> Captioned:
   """Returns a split of a source with texts of its own."""
-  kind, _, argument = config.source.partition(':')
+  kind, _, argument = name.partition(':')
+  known = sorted({*_OPENERS, *sources.KINDS})
+  if kind not in known:
+    raise UserError('config.data.source', name, f'one of {known}')
   if kind not in _OPENERS:
     expected = f'texts of each class; only {sorted(_OPENERS)} have their own'
-    raise UserError('config.data.captions', config.captions, expected)
+    raise UserError('config.data.captions', '', expected)
   base = splits.base_name(split)
-  images, texts = _OPENERS[kind](argument, base, config.max_pixels)
+  images, texts = _OPENERS[kind](argument, base, max_pixels)
   indices = splits.indices(split, len(images))
   return Captioned(source_lib.Selection(images, indices), texts)

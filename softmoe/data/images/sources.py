@@ -1,5 +1,7 @@
 """Sources by name: the one place that knows them all."""
 
+import os
+
 from softmoe.data import splits
 from softmoe.data.images import digits, fake, folder, glyphs, idx, npz, tfds
 from softmoe.data.images import source as source_lib
@@ -15,6 +17,7 @@ _OPENERS = {
   'npz': npz.open_split,
   'tfds': tfds.open_split,
 }
+KINDS = tuple(_OPENERS)
 _DECODING = ('folder', 'tfds')
 # Of the kinds that know what they hold.
 _FINGERPRINTS = {'glyphs': glyphs.fingerprint}
@@ -81,7 +84,8 @@ def class_names(name: str, split: str) -> list[str]:
 
 
 def _parse(name: str) -> tuple[str, str]:
+  """Returns the kind of a source and its argument, `~` the user's home."""
   kind, _, argument = name.partition(':')
   if kind not in _OPENERS:
     raise UserError('config.data.source', name, f'one of {sorted(_OPENERS)}')
-  return kind, argument
+  return kind, os.path.expanduser(argument)

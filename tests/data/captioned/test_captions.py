@@ -68,6 +68,21 @@ def test_a_folder_without_files_and_a_file_that_is_not_there(tmp_path):
       captions.read(str(path), ['0'])
 
 
+@pytest.mark.parametrize(
+  ('fields', 'line'),
+  [
+    ({'source': 'webdatset:/d'}, 'source: got .*; one of .*webdataset'),
+    ({'source': ''}, "source: got ''; one of"),
+    ({'source': 'digits'}, "captions: got ''; texts of each class; only"),
+    ({'source': 'webdataset:/d', 'captions': FILE}, 'source: got .*; one of'),
+  ],
+)
+def test_an_unknown_source_and_one_without_texts(fields, line):
+  data = config(**{'captions': ''} | fields)
+  with pytest.raises(UserError, match=f'config.data.{line}'):
+    sources.open_split(data, 'train')
+
+
 def test_classes_have_names(tmp_path):
   names = image_sources.class_names
   assert names('digits', 'train') == [*'0123456789']

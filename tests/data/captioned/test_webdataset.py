@@ -60,6 +60,11 @@ def test_images_have_their_texts_in_a_fixed_mixed_order(root):
   assert [int(part.images[i]['image'][0, 0, 0]) for i in range(3)] == values[2:]
 
 
+def test_the_heads_of_a_split_are_read_once(root):
+  found = open_split(root, 'train')
+  assert open_split(root, 'train').images is found.images
+
+
 @pytest.mark.parametrize(
   ('split', 'line'),
   [

@@ -91,6 +91,13 @@ def test_idx(tmp_path, suffix, split, prefix):
   assert [source[0]['label'], source[1]['label']] == [3, 1]
 
 
+def test_a_folder_in_the_users_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mnist').mkdir()
+  _write_idx_folder(tmp_path / 'mnist')
+  assert len(sources.open_source('idx:~/mnist', 'train')) == 2
+
+
 def test_idx_missing_folder_and_unknown_split(tmp_path):
   with pytest.raises(
     UserError, match='a folder with train-images-idx3-ubyte.gz'
