@@ -14,7 +14,7 @@ from jaxtyping import Int32
 
 from softmoe.config import DataConfig
 from softmoe.data import splits, stream
-from softmoe.data.text import buckets, parallel
+from softmoe.data.text import buckets, corpus, parallel
 from softmoe.data.text.tokenizers import registry
 from softmoe.data.text.tokenizers.tokenizer import Tokenizer
 from softmoe.errors import UserError
@@ -186,10 +186,10 @@ def encode_sources(
   Raises:
     UserError: the tokenizer has no token `<XX>` of a language XX.
   """
-  ids = tokenizer.encode_batch(list(texts))
+  each = zip(corpus.encode(texts, tokenizer), languages, strict=True)
   return [
-    np.array([*_language(tokenizer, language), *each, tokenizer.eos], np.int32)
-    for each, language in zip(ids, languages, strict=True)
+    np.append(_language(tokenizer, language), tokens).astype(np.int32)
+    for tokens, language in each
   ]
 
 
@@ -197,24 +197,23 @@ def encode_sources(
 def _load(source: str, split: str, name: str) -> Pairs:
   tokenizer = registry.open_tokenizer(name)
   texts = parallel.open_pairs(source, split)
-  targets = [
-    np.array([*each, tokenizer.eos], np.int32)
-    for each in tokenizer.encode_batch(list(texts.targets))
-  ]
+  encoded = corpus.encode(texts.targets, tokenizer)
+  targets = [tokens.astype(np.int32) for tokens in encoded]
   sources = encode_sources(tokenizer, texts.sources, texts.languages)
   return Pairs(sources, targets, texts, tokenizer)
 
 
-def _language(tokenizer: Tokenizer, language: str) -> list[int]:
+def _language(tokenizer: Tokenizer, language: str) -> Int32[np.ndarray, ' _l']:
+  """Returns the token of a language, none where nothing says which it is."""
   if not language:
-    return []
+    return np.zeros(0, np.int32)
   name = f'<{language}>'
   if name not in tokenizer.special:
     expected = f'a tokenizer with the special token {name!r}'
     raise UserError(
       'config.data.tokenizer', sorted(tokenizer.special), expected
     )
-  return [tokenizer.special[name]]
+  return np.array([tokenizer.special[name]], np.int32)
 
 
 def _order(

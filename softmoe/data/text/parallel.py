@@ -60,11 +60,6 @@ def open_pairs(name: str, split: str) -> Pairs:
   return whole.take(splits.indices(split, len(whole)))
 
 
-def languages(name: str, split: str) -> list[str]:
-  """Returns the languages of a split, in the order of the alphabet."""
-  return sorted(set(open_pairs(name, split).languages) - {''})
-
-
 def _of_path(argument: str, split: str) -> Pairs:
   first, comma, second = argument.partition(',')
   path = pathlib.Path(first).expanduser()
@@ -149,12 +144,12 @@ def _of_tfds(argument: str, split: str) -> Pairs:
   if len(keys) != 2:
     raise tfds_lib.wrong(argument, 'a data set of translations')
   examples = tfds_lib.examples(argument, builder, split)
-  name = f'tfds:{argument}'
-  text = lambda i, key: documents.decode(examples[i][key], name)
-  sources, targets = (
-    [text(i, key) for i in range(len(examples))] for key in keys
-  )
-  return Pairs(sources, targets, [''] * len(examples))
+  sources, targets = [], []
+  for i in range(len(examples)):
+    example, name = examples[i], f'tfds:{argument}, example {i}'
+    for texts, key in zip((sources, targets), keys, strict=True):
+      texts.append(documents.decode(example[key], name))
+  return Pairs(sources, targets, [''] * len(sources))
 
 
 _OPENERS = {'parallel': _of_path, 'tfds': _of_tfds}

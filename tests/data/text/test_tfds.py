@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from softmoe.data.text import sources
+from softmoe.data import tfds as tfds_lib
+from softmoe.data.text import parallel, sources
 from softmoe.errors import UserError
 
 tfds = pytest.importorskip('tensorflow_datasets')
@@ -23,7 +24,9 @@ class TinyText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     features = {key: tfds.features.Text() for key in keys}
     features['number'] = tfds.features.Scalar(dtype=np.int32)
     return tfds.core.DatasetInfo(
-      builder=self, features=tfds.features.FeaturesDict(features)
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      supervised_keys=tuple(keys) if len(keys) == 2 else None,
     )
 
   def _split_generators(self, manager):
@@ -67,3 +70,23 @@ def test_documents(prepare, key):
 def test_which_text_is_not_guessed(prepare):
   with pytest.raises(UserError, match=r"one feature of text.*\['de', 'en'\]"):
     sources.open_source(prepare('pair'), 'train')
+
+
+def test_pairs_are_read_once(prepare, monkeypatch):
+  name, read = prepare('pair'), []
+  get = tfds_lib.Examples.__getitem__
+  count = lambda examples, index: read.append(index) or get(examples, index)
+  monkeypatch.setattr(tfds_lib.Examples, '__getitem__', count)
+  pairs = parallel.open_pairs(name, 'train')
+  assert sorted(zip(pairs.sources, pairs.targets, strict=True)) == [
+    (f'de {i} é', f'en {i} é') for i in range(5)
+  ]
+  assert pairs.languages == [''] * 5 and read == [*range(5)]
+  assert len(parallel.open_pairs(name, 'test[1:]')) == 1
+  with pytest.raises(UserError, match=r"'val'; the source has \['test', 'tr"):
+    parallel.open_pairs(name, 'val')
+
+
+def test_texts_that_are_no_pairs(prepare):
+  with pytest.raises(UserError, match='a data set of translations'):
+    parallel.open_pairs(prepare('body'), 'train')
