@@ -77,9 +77,9 @@ class Windows:
     """
     start, stop = self._range(index)
     ends = self.corpus.ends
-    sizes = np.diff(ends, prepend=0)
     found = np.searchsorted(ends, np.arange(start, stop), side='right')
-    share = self._is_new(index) / sizes[found]
+    sizes = ends[found] - np.where(found, ends[found - 1], 0)
+    share = self._is_new(index) / sizes
     padded = self._padded(share=share.astype(np.float32))
     return self.example(index) | padded
 
