@@ -3,9 +3,10 @@
 The operations, and what a magnitude means for each, are those of the TensorFlow
 code that the ViT recipes used, oddities included: magnitude 10 is the end of
 the scale and larger ones extrapolate; Posterize and Solarize get weaker as the
-magnitude grows. We depart from it where it counts in pixels of an image of
-224 x 224 (TranslateX, TranslateY, Cutout): here these are shares of the image's
-sides, so that they mean the same at any size.
+magnitude grows; Contrast blends with the grey number of pixels / 256, at most
+255, and not with the image's mean. We depart from it where it counts in pixels
+of an image of 224 x 224 (TranslateX, TranslateY, Cutout): here these are shares
+of the image's sides, so that they mean the same at any size.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,13 @@ def randaugment(
 def _enhance(enhancer: type) -> _Operation:
   """Blends with a degenerate image; a factor of 1 would change nothing."""
   return lambda image, share, rng: enhancer(image).enhance(0.1 + 1.8 * share)
+
+
+def _contrast(image, share, rng):
+  """Blends with grey; the sum of a histogram / 256 was meant as a mean."""
+  grey = min(image.width * image.height // 256, 255)
+  degenerate = pillow.new(image.mode, image.size, _fill(image, grey))
+  return pillow.blend(degenerate, image, 0.1 + 1.8 * share)
 
 
 def _rotate(image, share, rng):
@@ -111,9 +119,9 @@ def _affine(image, shear_x=0.0, shear_y=0.0, shift_x=0.0, shift_y=0.0):
   return image.transform(image.size, method, matrix, fillcolor=_fill(image))
 
 
-def _fill(image: pillow.Image) -> int | tuple[int, ...]:
+def _fill(image: pillow.Image, grey: int = _GREY) -> int | tuple[int, ...]:
   bands = len(image.getbands())
-  return _GREY if bands == 1 else (_GREY,) * bands
+  return grey if bands == 1 else (grey,) * bands
 
 
 def _sign(rng: np.random.Generator) -> int:
@@ -129,7 +137,7 @@ OPERATIONS: dict[str, _Operation] = {
   'Solarize': _solarize,
   'SolarizeAdd': _solarize_add,
   'Color': _enhance(ImageEnhance.Color),
-  'Contrast': _enhance(ImageEnhance.Contrast),
+  'Contrast': _contrast,
   'Brightness': _enhance(ImageEnhance.Brightness),
   'Sharpness': _enhance(ImageEnhance.Sharpness),
   'ShearX': _shear_x,

@@ -64,6 +64,21 @@ def test_brightness_scales():
   np.testing.assert_allclose(result, image * 1.9, atol=1)
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(
+  ('height', 'width', 'grey'), [(16, 40, 2), (224, 224, 196), (256, 300, 255)]
+)
+def test_contrast_blends_with_a_grey_by_the_number_of_pixels(
+  height, width, grey, channels
+):
+  """As in the TensorFlow code, where it is the sum of a histogram / 256."""
+  image = _image(channels, height, width)
+  for share, factor in ((0, 0.1), (0.25, 0.55), (1, 1.9)):
+    expected = np.clip(grey + factor * (image.astype(float) - grey), 0, 255)
+    result = _apply('Contrast', image, share).astype(float)
+    np.testing.assert_allclose(result, expected, atol=1)
+
+
 def test_auto_contrast_stretches_to_the_whole_range():
   image = _image(1) // 4 + 50
   result = _apply('AutoContrast', image, 1)
