@@ -9,7 +9,7 @@ from softmoe.errors import UserError
 
 pillow.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit
 _GREY_MODES = ('1', 'L', 'LA')
-_DEEP_MODES = ('F', 'I')  # and 'I;16' and its kind
+_DEEP = ';16'  # in the name that Pillow has for the pixels in the file
 
 
 def decode(
@@ -28,8 +28,8 @@ def decode(
   """
   try:
     with pillow.open(file, formats=('JPEG', 'PNG')) as image:
-      if image.mode[0] in _DEEP_MODES:
-        raise ValueError(f'its mode is {image.mode}, not 8 bits a channel')
+      if _DEEP in str(image.tile):
+        raise ValueError('it has 16 bits a channel, not 8')
       if image.height * image.width > max_pixels:
         expected = f'at most {max_pixels} pixels, config.data.max_pixels'
         size = f'{name}, {image.height} x {image.width} pixels'

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -53,10 +55,25 @@ def test_path(tmp_path):
   )
 
 
-def test_deep_images_are_refused():
-  deep = pillow.fromarray(np.zeros((4, 4), np.uint16))
-  with pytest.raises(UserError, match='not 8 bits a channel'):
-    _decode(_encoded(deep))
+def _chunk(name, content):
+  checked = name + content
+  size, check = struct.pack('>I', len(content)), zlib.crc32(checked)
+  return size + checked + struct.pack('>I', check)
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize(('kind', 'channels'), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_images_of_16_bits_are_refused(kind, channels, bits):
+  """Of all kinds of PNG: Pillow itself writes 16 bits of grey alone."""
+  head = struct.pack('>2I5B', 2, 2, bits, kind, 0, 0, 0)
+  rows = 2 * (b'\0' + bytes(2 * channels * bits // 8))
+  chunks = ((b'IHDR', head), (b'IDAT', zlib.compress(rows)), (b'IEND', b''))
+  content = b'\x89PNG\r\n\x1a\n' + b''.join(_chunk(*each) for each in chunks)
+  if bits == 8:
+    assert not _decode(content).any()
+  else:
+    with pytest.raises(UserError, match='16 bits a channel, not 8'):
+      _decode(content)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'jpg'])
