@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from softmoe.errors import UserError
 
-_INSTALLED = 'ii'
+_INSTALLED = 'i'  # behind what is wanted: 'i' to install, 'h' to hold
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
@@ -34,4 +34,6 @@ def _query(names: list[str]) -> dict[str, str]:
     expected = f"a system with Debian's packages ({e.strerror})"
     raise UserError('dpkg-query', 'not found', expected) from e
   rows = (row.split() for row in answer.splitlines())
-  return {row[0]: row[1] for row in rows if row[2:] == [_INSTALLED]}
+  return {
+    row[0]: row[1] for row in rows if row[2:] and row[2][1:] == _INSTALLED
+  }

@@ -96,6 +96,15 @@ def test_missing_packages_are_named_with_their_command(monkeypatch):
     packages.versions(['c', 'a', 'b'])
 
 
+def test_a_package_on_hold_is_installed(monkeypatch, tmp_path):
+  rows = 'echo "a 1 ii "\necho "b 2-1 hi "\necho "c 3 rc "\necho "d  un "\n'
+  command = tmp_path / 'dpkg-query'
+  command.write_text(f'#!/bin/sh\n{rows}echo "e 4 iiR"\nexit 1\n')
+  command.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path))
+  assert packages._query([*'abcde']) == {'a': '1', 'b': '2-1'}
+
+
 def test_a_system_without_packages_is_told(monkeypatch):
   monkeypatch.setenv('PATH', '')
   with pytest.raises(UserError, match="Debian's packages"):
