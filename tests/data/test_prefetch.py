@@ -1,3 +1,5 @@
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -83,6 +85,19 @@ def test_the_rows_of_all_processes_are_the_batch():
   np.testing.assert_array_equal(first, [2, 3, 4, 5, 8, 9, 14, 15])
   np.testing.assert_array_equal(second, [0, 1, 6, 7, 10, 11, 12, 13])
   np.testing.assert_array_equal(prefetch.local_rows(mesh, 16), np.arange(16))
+
+
+def test_a_batch_is_at_most_the_memory_of_the_host():
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  check = lambda size: prefetch.check_memory(
+    'config.data.batch_size',
+    {'image': jax.ShapeDtypeStruct((size, memory // 2**10), np.uint8)},
+    _mesh(),
+  )
+  check(2**10)
+  given = 'config.data.batch_size: got 2048; less: a batch takes [0-9,]+ GiB'
+  with pytest.raises(UserError, match=f'{given} here, of {memory >> 30:,}$'):
+    check(2**11)
 
 
 def test_rows_must_suit_the_devices():
