@@ -208,6 +208,22 @@ def repeat(x: jax.Array, times: int) -> jax.Array:
   return jnp.reshape(x, flat, out_sharding=P(jax.typeof(x).sharding.spec[0]))
 
 
+def by_example(f: Callable[..., Any], *arguments: Any) -> Any:
+  """Returns `f(*arguments)`, which each device computes for its own examples.
+
+  Args:
+    f: what no example has anything to do with another in.
+    *arguments: of `f`, as its results trees of arrays whose first axis is that
+      of examples, split alike; or of scalars.
+  """
+  if not is_explicit('expert'):
+    return f(*arguments)
+  first = next(v for v in jax.tree.leaves(arguments) if v.ndim)
+  own = P(jax.typeof(first).sharding.spec[0])
+  specs = jax.tree.map(lambda v: own if v.ndim else P(), arguments)
+  return jax.shard_map(f, in_specs=specs, out_specs=own)(*arguments)
+
+
 def by_compiler(f: Callable[..., Any], like: Any, *arguments: Any) -> Any:
   """Returns `f(*arguments)`, for what moves rows as the compiler sees fit.
 

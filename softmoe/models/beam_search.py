@@ -15,7 +15,7 @@ from softmoe import sharding
 
 # From the last tokens (b k, 1) and caches to logits (b k, v) and caches.
 Step = Callable[[Array, Any], tuple[Array, Any]]
-# From caches and rows (b k,) to the caches of these rows.
+# From caches and parents (b, k) to the caches of these hypotheses.
 Reorder = Callable[[Any, Array], Any]
 
 
@@ -69,7 +69,7 @@ def search(
 
   Args:
     step: the model.
-    reorder: of the caches.
+    reorder: of the caches; no hypothesis leaves its example.
     caches: for b k rows, the k of an example side by side.
     first: the token before the first of each example.
     eos: the token that ends a sequence.
@@ -80,9 +80,8 @@ def search(
     i, beam, caches = state
     logits, caches = step(beam.last, caches)
     choose = functools.partial(_choose, eos, how)
-    like = beam, beam.last[:, 0]
-    beam, rows = sharding.by_compiler(choose, like, i, logits, beam)
-    return i + 1, beam, reorder(caches, rows)
+    beam, parents = sharding.by_example(choose, i, logits, beam)
+    return i + 1, beam, reorder(caches, parents)
 
   goes_on = lambda state: (
     (state[0] < how.length) & ~jnp.all(_done(state[1].ended))
@@ -115,7 +114,7 @@ def _done(ended: Hypotheses) -> Bool[Array, ' b']:
 
 def _choose(
   eos: int, how: Search, i: Array, logits: Float[Array, 'r v'], beam: _Beam
-) -> tuple[_Beam, Int[Array, ' r']]:
+) -> tuple[_Beam, Int[Array, 'b k']]:
   """Returns the hypotheses with a token more, and whose caches they need."""
   b, k, _ = beam.open.tokens.shape
   logs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(b, k, -1)
@@ -133,9 +132,8 @@ def _choose(
   ended = _best(k, beam.ended, Hypotheses(tokens, ended))
   scores, order = jax.lax.top_k(jnp.where(ends, -jnp.inf, scores), k)
   parent, token = _take(parent, order), _take(token, order)
-  rows = jnp.arange(b)[:, None] * k + parent
   chosen = Hypotheses(_take(tokens, order), scores)
-  return _Beam(token.reshape(-1, 1), chosen, ended), rows.reshape(-1)
+  return _Beam(token.reshape(-1, 1), chosen, ended), parent
 
 
 def _best(k: int, *found: Hypotheses) -> Hypotheses:

@@ -7,6 +7,7 @@ axis of blocks; without, every block is an entry.
 Axes: `b` examples, `n` tokens, `d` width.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from softmoe import sharding
 from softmoe.errors import UserError
@@ -108,17 +109,35 @@ def place_caches(
   return jax.tree.map(place, caches)
 
 
-def take_examples(
-  caches: list[blocks.Cache], rows: Array, config: TransformerConfig
+def take_hypotheses(
+  caches: list[blocks.Cache],
+  parents: Int[Array, 'b k'],
+  config: TransformerConfig,
 ) -> list[blocks.Cache]:
-  """Returns the caches of some examples, by their place in the batch."""
+  """Returns the caches of other hypotheses of the same examples.
+
+  Args:
+    caches: of b k rows, the k of an example side by side. What they have of a
+      memory is the same for these, and stays.
+    parents: the hypothesis of its example that each takes the place of.
+    config: of the stack.
+  """
   axis = int(config.scan)  # which leads
-  take = lambda v, rows: jnp.take(v, rows, axis=axis)
+  take = functools.partial(sharding.by_example, _take_hypotheses)
+  if config.scan:
+    take = jax.vmap(take, (0, None))
   # What has no axis of examples is a length, the same for all.
-  return jax.tree.map(
-    lambda v: sharding.by_compiler(take, v, v, rows) if v.ndim > axis else v,
-    caches,
-  )
+  own = lambda v: take(v, parents) if v.ndim > axis else v
+  return [
+    jax.tree.map(own, cache._replace(memory=None))._replace(memory=cache.memory)
+    for cache in caches
+  ]
+
+
+def _take_hypotheses(v: Array, parents: Int[Array, 'b k']) -> Array:
+  """Returns rows (b k, ...) of the parents."""
+  each = v.reshape(*parents.shape, *v.shape[1:])
+  return jax.vmap(lambda v, i: v[i])(each, parents).reshape(v.shape)
 
 
 def read_memory(

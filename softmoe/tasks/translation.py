@@ -291,8 +291,8 @@ def translate(
     x, _, caches = model.decode(last, None, mask, caches=caches)
     return model.logits(x)[:, 0], caches
 
-  reorder = lambda caches, rows: stack.take_examples(
-    caches, rows, model.decoder_config
+  reorder = lambda caches, parents: stack.take_hypotheses(
+    caches, parents, model.decoder_config
   )
   first = jnp.full_like(source[:, 0], eos)
   found = beam_search.search(step, reorder, caches, first, eos, how)

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import sharding
 from softmoe.models import config as model_config
 from softmoe.models import stack, vit
 
@@ -178,6 +179,23 @@ def test_caches_go_on_token_by_token(config):
   np.testing.assert_allclose(
     jnp.concatenate(outputs, axis=1), expected, rtol=1e-5, atol=1e-5
   )
+
+
+@pytest.mark.parametrize('config', [CONFIG, SCANNED], ids=['plain', 'scan'])
+def test_hypotheses_have_the_caches_of_their_parents(mesh, config):
+  mesh(2)
+  split = lambda x: jax.reshard(x, sharding.batch_spec())
+  number = lambda v: jnp.arange(v.size, dtype=v.dtype).reshape(v.shape)
+  caches = jax.tree.map(number, stack.init_caches(config, 6, 5))
+  caches = [cache._replace(memory=cache.attention) for cache in caches]
+  caches = stack.place_caches(caches, split(jnp.zeros(6)), config)
+  parents = split(jnp.asarray([[1, 0, 1], [2, 2, 0]]))
+  found = stack.take_hypotheses(caches, parents, config)
+  for before, after in zip(caches, found, strict=True):
+    equal(after.memory, before.memory)
+    keys = np.take(before.attention.keys, [1, 0, 1, 5, 5, 3], int(config.scan))
+    equal(after.attention.keys, keys)
+    equal(after.attention.length, before.attention.length)
 
 
 CAUSAL = {

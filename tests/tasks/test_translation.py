@@ -141,6 +141,26 @@ def test_greedy_is_the_best_of_the_full_pass(config_of):
     np.testing.assert_array_equal(best[row, :stop], found[row, :stop])
 
 
+@pytest.mark.parametrize(
+  'scan', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_a_search_moves_nothing(config_of, hlo, scan):
+  model = dataclasses.replace(
+    MODEL,
+    positions='rotary',
+    scan=scan,
+    moe=model_config.MoEConfig(),
+    decoder_moe_blocks=(),
+  )
+  experiment = experiment_lib.build(config_of(mesh='data:8', model=model))
+  model = nnx.merge(experiment.graphdef, experiment.abstract_params)
+  source = experiment.abstract_batch(16)['source']
+  mask = source.update(dtype=jnp.bool_)
+  how = beam_search.Search(2, 5)
+  lowered = translation.translate.lower(model, source, mask, 0, how)
+  assert not hlo.collectives(lowered.compile().as_text(), 8)
+
+
 def test_scores():
   pairs = parallel.Pairs(
     ['a', 'b'], ['one two three four', 'five six'], ['de', 'ru']
