@@ -9,8 +9,8 @@
 # all nodes share) and further flags of train.py. The tasks find each other by
 # what srun tells them. Ten minutes before its time is up the job is told to
 # stop; it then saves, ends with code 75, and is put in the queue again. So is one
-# that lost a process; after three such starts without a new checkpoint it gives
-# up with code 1, and stays out.
+# of several nodes that lost a process; after three such starts without a new
+# checkpoint it gives up with code 1, and stays out.
 
 #SBATCH --job-name=softmoe
 #SBATCH --ntasks-per-node=1
@@ -27,12 +27,17 @@ config=${1:?the config, FILE or FILE:ARGUMENT}
 workdir=${2:?the directory of the run, shared by all nodes}
 shift 2
 
-# One task that ends takes the others along, if it has not told them itself.
-srun --kill-on-bad-exit=1 --wait=120 \
+# A task that ends tells the others, which then end by themselves: srun kills
+# only those that have not heard of it in time.
+srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   "${PYTHON:-.venv/bin/python}" train.py \
   --config="$config" --workdir="$workdir" "$@"
 code=$?
-if [ "$code" -eq 75 ]; then
+# The highest code of all tasks; that of one that was killed is 128 plus the
+# signal, or 253 where memory ran out. A task that has no others does not count
+# its starts: it might be killed again and again.
+if [ "$code" -eq 75 ] ||
+  { [ "$code" -ge 128 ] && [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -32,26 +32,44 @@ def test_what_is_missing_is_named(script):
 
 
 @pytest.mark.parametrize(
-  'code, requeued',
+  'code, nodes, requeued',
   [
-    (0, False),
-    (errors.FAILED, False),
-    (errors.BAD_INPUT, False),
-    (errors.STOPPED, True),
+    (0, 2, False),
+    (errors.FAILED, 2, False),
+    (errors.BAD_INPUT, 2, False),
+    (errors.STOPPED, 1, True),
+    (errors.STOPPED, 2, True),
+    (137, 2, True),  # one of them was killed
+    (137, 1, False),  # nobody counts how often
+    (253, 2, True),  # or out of memory
   ],
 )
-def test_slurm_starts_again_only_what_stopped_midway(tmp_path, code, requeued):
-  calls = tmp_path / 'calls'
-  commands = {'srun': f'exit {code}', 'scontrol': f'echo "$@" >> {calls}'}
+def test_slurm_starts_again_only_what_stopped_midway(
+  tmp_path, code, nodes, requeued
+):
+  calls, asked = tmp_path / 'calls', tmp_path / 'asked'
+  commands = {
+    'srun': f'echo "$@" > {asked}; exit {code}',
+    'scontrol': f'echo "$@" >> {calls}',
+  }
   for name, body in commands.items():
     command = tmp_path / name
     command.write_text(f'#!/bin/sh\n{body}\n')
     command.chmod(0o755)
   done = subprocess.run(
     ['bash', ROOT / 'scripts/slurm.sh', 'config.py', str(tmp_path / 'run')],
-    env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'SLURM_JOB_ID': '7'},
+    env={
+      'PATH': f'{tmp_path}:/usr/bin:/bin',
+      'SLURM_JOB_ID': '7',
+      'SLURM_JOB_NUM_NODES': str(nodes),
+      'SLURM_CPUS_PER_TASK': '16',
+    },
   )
   assert done.returncode == code
+  # Who is killed at once cannot say with what code it would end, and a step has
+  # one CPU a task unless it asks for more.
+  flags = asked.read_text().split()
+  assert {'--kill-on-bad-exit=0', '--cpus-per-task=16'} <= set(flags)
   assert calls.exists() == requeued
   assert not requeued or calls.read_text() == 'requeue 7\n'
 
