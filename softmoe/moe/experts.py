@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.moe import lora, mlp
+from softmoe.moe import lora
 
 INITS = ('independent', 'identical')
 
@@ -96,8 +96,7 @@ class Experts(nnx.Module):
         is evaluation.
     """
     stacked = self.merged().stacked
-    # Of a module of another's making its call is all that is known.
-    known = type(stacked) is mlp.Mlp and keys is None
+    known = has_way(stacked, 'stacked') and keys is None
     if known and not any(jax.typeof(x).sharding.spec):
       return _on_rows(stacked.stacked, x)
     if keys is None:
@@ -117,6 +116,16 @@ class Experts(nnx.Module):
 def takes_key(module: Any) -> bool:
   """Tells whether the call of a module takes `key`."""
   return 'key' in inspect.signature(module.__call__).parameters
+
+
+def has_way(module: Any, name: str) -> bool:
+  """Tells whether a method is another way to what the module's call does.
+
+  As `Mlp` has `stacked`, `gated` and `grouped`. What is inherited beside a call
+  of one's own is a way to what the parent's call does.
+  """
+  methods = (vars(kind) for kind in type(module).__mro__)
+  return name in next((m for m in methods if {name, '__call__'} & m.keys()), ())
 
 
 def check_stateless(field: str, module: Any):

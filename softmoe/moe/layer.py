@@ -80,7 +80,8 @@ class MoE(nnx.Module):
     known = execution.IMPLEMENTATIONS
     if implementation not in known:
       raise UserError('implementation', implementation, f'one of {known}')
-    if implementation == 'grouped' and not hasattr(experts.stacked, 'grouped'):
+    can = experts_lib.has_way(experts.stacked, 'grouped')
+    if implementation == 'grouped' and not can:
       expected = "'fused' or 'auto', since the experts have no `grouped`"
       raise UserError('implementation', implementation, expected)
     num_experts = jax.tree.leaves(experts.stacked)[0].shape[0]

@@ -98,7 +98,7 @@ def make(name, shape):
   moe = model_config.MoEConfig(**fields)
   config = vit.ViTConfig(width=width, mlp_dim=hidden, moe=moe)
   module = nnx.eval_shape(lambda: mixtures.make_moe(config, nnx.Rngs(0)))
-  if hashed:  # not in a config: images have no token ids
+  if hashed:  # not in a config of images, which have no token ids
     router = hashing.HashRouter(num_experts, VOCABULARY)
     module = layer.MoE(router, module.experts)
   if name == 'soft tiles':

@@ -10,6 +10,7 @@ from jax import numpy as jnp
 
 from softmoe.errors import UserError
 from softmoe.moe import experts, layer, mlp
+from softmoe.moe.execution import pairs
 from softmoe.moe.routers import (
   experts_choice,
   mixture_of_tokens,
@@ -34,6 +35,13 @@ class Drops(nnx.Module):
     if key is None:
       return x
     return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+
+
+class Doubles(mlp.Mlp):
+  """Has a call of its own, beside all that it inherits."""
+
+  def __call__(self, x):
+    return 2 * x
 
 
 class OwnStreams(nnx.Module):
@@ -137,6 +145,38 @@ def test_shared_modules_get_a_key_for_each_example():
   dropped = np.abs(part) < 1e-4
   assert 0.4 < np.mean(dropped) < 0.6
   assert len({row.tobytes() for row in dropped}) == B
+
+
+@pytest.mark.parametrize('name', ['experts_choice', 'dropless'])
+def test_a_call_of_ones_own_is_what_runs(name):
+  router = (ROUTERS | {'dropless': dropless})[name]()
+  create = lambda rngs: Doubles(WIDTH, 5, rngs=rngs)
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def run(module, x):
+    routed = module.route(x)
+    gates = jnp.where(routed.granted, routed.gates, 0)
+    return module(x)[0], 2 * x * jnp.sum(gates, axis=2, keepdims=True)
+
+  actual, expected = run(make(router, create), tokens())
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('bases', 'way'),
+  [((mlp.Mlp,), 'grouped'), ((Doubles,), 'fused'), ((nnx.Linear,), 'fused')],
+)
+def test_a_call_of_ones_own_is_not_grouped(bases, way):
+  own = type('Own', bases, {})
+  stack = nnx.eval_shape(
+    lambda: experts.Experts(
+      lambda rngs: own(WIDTH, 5, rngs=rngs), EXPERTS, rngs=nnx.Rngs(0)
+    )
+  )
+  assert pairs.choose('tpu', stack) == way
+  if way == 'fused':
+    with pytest.raises(UserError, match="implementation: got 'grouped'"):
+      layer.MoE(dropless(), stack, implementation='grouped')
 
 
 def test_dropless_experts_take_no_key():

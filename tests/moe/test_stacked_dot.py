@@ -82,14 +82,3 @@ def test_experts_equal_each_mlp(activation, shape):
   )
   for one, other in leaves:
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_a_call_of_ones_own_is_what_runs():
-  class Doubles(mlp.Mlp):
-    def __call__(self, x):
-      return 2 * x
-
-  create = lambda rngs: Doubles(D, F, rngs=rngs)
-  made = experts.Experts(create, E, rngs=nnx.Rngs(0))
-  x = jnp.ones((E, 2, D))
-  np.testing.assert_array_equal(made(x), 2 * x)

@@ -82,7 +82,7 @@ def choose(platform: str, experts: experts_lib.Experts) -> str:
   A grouped matmul is for accelerators, and for experts that can
   (`Mlp.grouped`).
   """
-  can = hasattr(experts.stacked, 'grouped')
+  can = experts_lib.has_way(experts.stacked, 'grouped')
   return 'grouped' if can and platform != 'cpu' else 'fused'
 
 
@@ -172,7 +172,7 @@ def send(
 
 
 def _fused(experts, x, gates, wanted):
-  gated = hasattr(experts, 'gated')
+  gated = experts_lib.has_way(experts, 'gated')
   plain = lambda expert, x: expert(x)
   fn = (lambda expert, *rows: expert.gated(*rows)) if gated else plain
   y = dropless.apply(fn, experts, x, gates, wanted, gated=gated)
