@@ -78,6 +78,8 @@ def exchanges(text: str) -> tuple[int, list[tuple[int, int]]]:
   """
   blocking, hidden = 0, []
   for computation, _, _ in hlo.parse(text).executed():
+    if computation.thread:
+      continue  # what a call on the sparse core started
     flying: dict[str, list[int]] = {}
     for name, instruction in computation.instructions.items():
       started = flying.get(next(iter(instruction.operands), ''))

@@ -30,7 +30,6 @@ class Collective:
       part of an all-to-all, twice that of an all-reduce.
     group: the devices of the first group, by their place in the mesh.
     name: where it comes from, as JAX says.
-    is_async: whether it is scheduled as a start and a done.
   """
 
   kind: str
@@ -38,7 +37,6 @@ class Collective:
   sent: int
   group: tuple[int, ...]
   name: str
-  is_async: bool
 
 
 def find(program: hlo.Program, num_devices: int) -> list[Collective]:
@@ -76,7 +74,6 @@ def _collective(computation, instruction, times, num_devices) -> Collective:
     _sent(kind, operands, len(group)),
     group,
     instruction.op_name(),
-    instruction.opcode.endswith('-start'),
   )
 
 

@@ -20,7 +20,9 @@ _CALLED = re.compile(
   r'branch_computations|called_computations)='
   r'(\{[^}]*\}|%?[\w.\-]+)'
 )
+_THREAD = re.compile(r'execution_thread="([^"]*)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLS = ('call', 'async-start', 'call-start', 'conditional')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -65,11 +67,20 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-  """Instructions in the order in which they run; the last is the root's."""
+  """Instructions in the order in which they run.
+
+  Attributes:
+    name: unique in the program.
+    instructions: by name.
+    root: the name of the one whose result is returned.
+    thread: what runs it beside the main cores, such as a TPU's 'sparsecore';
+      '': they do.
+  """
 
   name: str
   instructions: dict[str, Instruction]
   root: str
+  thread: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +128,7 @@ class Program:
           continue
         body = instruction.attribute('body')
         yield from self._walk(body, times * (trips or 1), exact and bool(trips))
-      elif instruction.opcode in ('call', 'async-start', 'conditional'):
+      elif instruction.opcode in _CALLS:
         sure = exact and instruction.opcode != 'conditional'
         for called in instruction.called():
           yield from self._walk(called, times, sure)
@@ -169,16 +180,18 @@ def parse(text: str) -> Program:
 
 
 def _computation(name: str, lines: Iterator[str]) -> Computation:
-  instructions, root = {}, ''
+  instructions, root, thread = {}, '', ''
   for line in lines:
     if line.startswith('}'):
+      found = _THREAD.search(line)
+      thread = found.group(1) if found else ''
       break
     match = _INSTRUCTION.match(line)
     if match:
       instruction = _instruction(match.group(2), match.group(3))
       instructions[instruction.name] = instruction
       root = instruction.name if match.group(1) else root
-  return Computation(name, instructions, root)
+  return Computation(name, instructions, root, thread)
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -82,12 +82,14 @@ def times(
 def scheduled(program: hlo.Program, chip: chips.Chip) -> float | None:
   """Returns the seconds of a step by the TPU compiler's own estimate.
 
-  It covers what runs on the cores, not the collectives. None: the program
-  carries no estimates, or the chip's clock is not known.
+  It covers what runs on the main cores, not the collectives nor what the
+  sparse cores do. None: the program carries no estimates, or the chip's clock
+  is not known.
   """
   cycles = sum(
     times * int(match.group(1))
     for computation, times, _ in program.executed()
+    if not computation.thread
     for instruction in computation.instructions.values()
     if (match := _CYCLES.search(instruction.attributes))
   )

@@ -24,6 +24,7 @@ _FREE = frozenset(
     'call',
     'after-all',
     'async-start',  # what it starts is a computation of its own
+    'call-start',
     'iota',
     'partition-id',
     'replica-id',

@@ -128,8 +128,29 @@ replica_groups=[1,2]<=[2], dimensions={0}, metadata={op_name="jit(f)/x"}
 """
   (found,) = collectives.find(hlo.parse(text), 2)
   assert found == collectives.Collective(
-    'all-gather', 1, 16, (0, 1), 'jit(f)/x', True
+    'all-gather', 1, 16, (0, 1), 'jit(f)/x'
   )
+
+
+def test_one_that_a_sparse_core_does_is_found():
+  text = """HloModule m
+
+%called (p.1: f32[8], t: token[]) -> f32[8] {
+  %t = token[] parameter(1)
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %all = f32[8]{0} all-to-all(%p.1), replica_groups={{0,1}}
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %ready = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %start = ((f32[8]{0}, token[]), f32[8]{0}) call-start(%p, %ready), \
+async_execution_thread="sparsecore", to_apply=%called
+  ROOT %done = f32[8]{0} call-done(%start)
+}
+"""
+  table = collectives.summary(collectives.find(hlo.parse(text), 2))
+  assert table == {'all-to-all': {'count': 1, 'bytes': 16}}
 
 
 def test_a_group_of_one_is_no_collective(mesh):

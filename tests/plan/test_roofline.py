@@ -29,7 +29,7 @@ def hosts(num_hosts, gpus):
 
 def seconds(slice_, kind, sent, group, count=1):
   target, devices = slice_
-  each = collectives.Collective(kind, count, sent, tuple(group), '', False)
+  each = collectives.Collective(kind, count, sent, tuple(group), '')
   return roofline.times(target, devices, 0.0, 0, [each]).interconnect
 
 
@@ -114,6 +114,27 @@ ENTRY %main (a: (s32[])) -> (s32[]) {
   chip = chips.named('v5e')
   assert roofline.scheduled(hlo.parse(text), chip) == pytest.approx(500 / 1.5e9)
   assert roofline.scheduled(hlo.parse(text), chips.named('tpu7x')) is None
+
+
+def test_the_compilers_estimate_is_of_the_main_cores():
+  text = """HloModule m
+
+%called (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %k = s32[] add(%p, %p), \
+backend_config={"estimated_cycles":"9223372036854775807"}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: s32[]) -> s32[] {
+  %a = s32[] parameter(0)
+  %start = ((s32[]), s32[]) call-start(%a), \
+async_execution_thread="sparsecore", to_apply=%called
+  %b = s32[] add(%a, %a), backend_config={"estimated_cycles":"15"}
+  ROOT %done = s32[] call-done(%start)
+}
+"""
+  program = hlo.parse(text)
+  assert roofline.scheduled(program, chips.named('v5e')) == 15 / 1.5e9
 
 
 def test_device_kinds_find_their_chip():

@@ -58,18 +58,21 @@ ENTRY %main (p: f32[100]) -> f32[100] {
   assert traffic.num_bytes(hlo.parse(text)) == 400 + 400
 
 
-def test_what_a_collective_moves_while_others_run_counts_once():
-  text = """HloModule m
+@pytest.mark.parametrize(
+  ('name', 'called'), [('async', 'calls'), ('call', 'to_apply')]
+)
+def test_what_a_collective_moves_while_others_run_counts_once(name, called):
+  text = f"""HloModule m
 
-%wrapped (p.1: f32[100]) -> f32[100] {
-  %p.1 = f32[100]{0} parameter(0)
-  ROOT %all = f32[100]{0} all-to-all(%p.1), replica_groups={{0,1}}
-}
+%wrapped (p.1: f32[100]) -> f32[100] {{
+  %p.1 = f32[100] parameter(0)
+  ROOT %all = f32[100] all-to-all(%p.1), replica_groups={{{{0,1}}}}
+}}
 
-ENTRY %main (p: f32[100]) -> f32[100] {
-  %p = f32[100]{0} parameter(0)
-  %start = ((f32[100]{0}), f32[100]{0}, u32[]) async-start(%p), calls=%wrapped
-  ROOT %done = f32[100]{0} async-done(%start)
-}
+ENTRY %main (p: f32[100]) -> f32[100] {{
+  %p = f32[100] parameter(0)
+  %start = ((f32[100]), f32[100], u32[]) {name}-start(%p), {called}=%wrapped
+  ROOT %done = f32[100] {name}-done(%start)
+}}
 """
   assert traffic.num_bytes(hlo.parse(text)) == 400 + 400
