@@ -1,10 +1,11 @@
 r"""Language models with MoE layers: XMoE's setting, and one for two cores.
 
 Yang et al. 2024, https://arxiv.org/abs/2403.18926, and the routers that it has
-to be compared with (docs/routers.md). All mixtures have as many parameters, and
-all but XMoE, whose tokens decide, are set to compute as much as the dense MLP.
-Nothing is dropped, so that no token sees later ones. `all_on` is another: the
-paper's dense model, every MLP of which is small experts that are all on
+to be compared with (docs/routers.md). All mixtures have as many parameters in
+experts (segment_soft has half an MLP for every token beside them), and all but
+XMoE, whose tokens decide, are set to compute as much as the dense MLP. Nothing
+is dropped, so that no token sees later ones. `all_on` is another: the paper's
+dense model, every MLP of which is small experts that are all on
 (docs/sparse_dense.md). ARGUMENT is one of ARGUMENTS, for instance xmoe (the
 paper's size) or xmoe_cpu.
 

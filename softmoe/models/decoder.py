@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from softmoe import sharding
 from softmoe.errors import UserError
-from softmoe.models import blocks, norms, stack, vocabulary
+from softmoe.models import blocks, mixtures, norms, stack, vocabulary
 from softmoe.models.config import DecoderConfig, TextConfig
-from softmoe.moe import layer, routing
+from softmoe.moe import routing
 
 
 class Decoder(nnx.Module):
@@ -35,13 +35,14 @@ class Decoder(nnx.Module):
       UserError: sizes that do not fit together, or a router that is not causal.
     """
     check(config)
+    stack.require(config, 'norm', config.norm == 'pre', "'pre'")
     self.config = config
     self.vocabulary = vocabulary.Vocabulary(config, rngs=rngs)
     self.positions = vocabulary.Positions(config, length, rngs=rngs)
     self.blocks = nnx.List(stack.make_blocks(config, rngs))
     self.norm = norms.layer_norm(config, config.width, rngs=rngs)
     if not config.allow_noncausal:
-      check_causal(config, self.blocks)
+      check_causal(config)
 
   def __call__(
     self,
@@ -114,23 +115,27 @@ def check(config: TextConfig) -> None:
   stack.check(config)
 
 
-def check_causal(config: DecoderConfig, entries: Any) -> None:
+def check_causal(config: DecoderConfig) -> None:
   """Raises a UserError if a token may depend on a later one."""
-  for block in entries:
-    router = block.mlp.router if isinstance(block.mlp, layer.MoE) else None
-    if router is None or getattr(router, 'causal', False):
-      continue
-    why = 'its slots mix the tokens of a whole group'
-    token = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
-    routed = routing.traced(router, token)
-    if isinstance(routed, routing.Assignment):
-      why = 'which tokens an expert keeps depends on all tokens of a group'
-    raise UserError(
-      'config.model.moe.router',
-      config.moe.router,
-      f'a causal router, since here a token would see later ones: {why}; '
-      '--config.model.allow_noncausal takes it nevertheless',
-    )
+  if config.moe.blocks:
+    # One of its own: those of a `scan` are stacked.
+    make = lambda: mixtures.make_router(config, nnx.Rngs(0))
+    jax.eval_shape(lambda: _check_causal(config, make()))
+
+
+def _check_causal(config: DecoderConfig, router: routing.Router) -> None:
+  if getattr(router, 'causal', False):
+    return
+  why = 'its slots mix the tokens of a whole group'
+  token = jax.ShapeDtypeStruct((1, config.width), jnp.float32)
+  if isinstance(routing.traced(router, token), routing.Assignment):
+    why = 'which tokens an expert keeps depends on all tokens of a group'
+  raise UserError(
+    'config.model.moe.router',
+    config.moe.router,
+    f'a causal router, since here a token would see later ones: {why}; '
+    '--config.model.allow_noncausal takes it nevertheless',
+  )
 
 
 def length_of(caches: Any) -> Int[Array, '']:

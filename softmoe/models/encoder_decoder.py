@@ -63,7 +63,7 @@ class EncoderDecoder(nnx.Module):
     self.encoder_norm = None if after else norm()
     self.decoder_norm = None if after else norm()
     if not config.allow_noncausal:
-      decoder.check_causal(inner, self.decoder)
+      decoder.check_causal(inner)
 
   def encode(
     self,

@@ -80,6 +80,7 @@ def test_head_of_its_own():
   assert count(untied) - count(tied) == 11 * 8
 
 
+@pytest.mark.parametrize('scan', [False, True])
 @pytest.mark.parametrize(
   ('moe', 'reason'),
   [
@@ -89,12 +90,16 @@ def test_head_of_its_own():
     (dict(router='tokens_choice', capacity_factor=1.0), 'which tokens'),
   ],
 )
-def test_routers_that_see_later_tokens(moe, reason):
+def test_routers_that_see_later_tokens(moe, reason, scan):
   moe = model_config.MoEConfig(**moe, blocks=(1,), num_experts=4)
   with pytest.raises(UserError, match=reason) as e:
-    make(moe=moe)
+    make(moe=moe, scan=scan)
   assert e.value.field == 'config.model.moe.router'
   assert 'allow_noncausal' in str(e.value)
+
+
+def test_a_router_that_sees_later_tokens_may_be_taken():
+  moe = model_config.MoEConfig(blocks=(1,), num_experts=4)
   assert run(make(moe=moe, allow_noncausal=True), TOKENS).shape == (2, 6, 11)
 
 
@@ -104,6 +109,7 @@ def test_routers_that_see_later_tokens(moe, reason):
     ('vocab_size', 0),
     ('positions', 'sine'),
     ('activation', 'tanh'),
+    ('norm', 'post'),
   ],
 )
 def test_bad_fields(field, value):
