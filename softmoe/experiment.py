@@ -153,7 +153,9 @@ def build(
   Args:
     config: the checked config.
     devices: what the mesh covers; None: all devices.
-    training: whether the devices have to divide a batch of training, too.
+    training: whether the devices have to divide the batches. If not, that of
+      an evaluation is rounded up to what they divide, where its size changes
+      no number.
 
   Raises:
     UserError: a field of the config is wrong by itself or beside another.
@@ -164,6 +166,9 @@ def build(
   layers = moe_layers(model)
   mesh = _make_mesh(config, layers, devices)
   jax.set_mesh(mesh)
+  if not training and task.additive:
+    config = _with_eval_batch(config, mesh.size * _group_size(layers))
+    task = registry.find(config.task)(config)
   check(config, task, layers, mesh, training)
   params = placed_params(task, model, mesh)
   rules = steered.rules(model)
@@ -267,6 +272,13 @@ def _group_size(layers: list[layer.MoE]) -> int:
   return math.lcm(*(layer.group_size for layer in layers))
 
 
+def _with_eval_batch(config: config_lib.Config, of: int) -> config_lib.Config:
+  """Returns the config whose batch of evaluation is a multiple of `of`."""
+  size = -(-config.data.eval_batch_size // of) * of
+  data = dataclasses.replace(config.data, eval_batch_size=size)
+  return dataclasses.replace(config, data=data)
+
+
 def _is_regex(pattern: str) -> bool:
   try:
     re.compile(pattern)
@@ -329,7 +341,7 @@ def check(
     ),
     (
       'data.eval_batch_size',
-      data.eval_batch_size % devices == 0,
+      not training or data.eval_batch_size % devices == 0,
       f'a multiple of {devices} (devices x group size)',
     ),
   ):

@@ -52,6 +52,22 @@ def test_an_evaluation_needs_no_batch_of_training(tiny):
   assert experiment_lib.build(config, training=False).mesh.size == 8
 
 
+def test_an_evaluation_fills_the_devices_where_that_changes_nothing(
+  tiny, monkeypatch
+):
+  moe = dict(model__moe__router='mixture_of_tokens', model__moe__group_size=2)
+  data = dict(data__batch_size=24, data__eval_batch_size=20)
+  config = tiny(mesh='data:-1', **data, **moe)
+  with pytest.raises(UserError, match='eval_batch_size: got 20; .* of 12 '):
+    experiment_lib.build(config, jax.devices()[:6])
+  for additive, size in ((True, 24), (False, 20)):
+    monkeypatch.setattr(classification.Classification, 'additive', additive)
+    devices = jax.devices()[:6]
+    experiment = experiment_lib.build(config, devices, training=False)
+    assert experiment.config.data.eval_batch_size == size
+    assert experiment.task.config == experiment.config
+
+
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
