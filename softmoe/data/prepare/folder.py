@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from softmoe.data.text import new_file
 from softmoe.errors import UserError
 
 
@@ -15,7 +16,8 @@ def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives a folder to write into, which is called `out` once all is written.
 
   Raises:
-    UserError: `out` holds something, is a file, or cannot be made.
+    UserError: `out` holds something, is a file, or cannot be made; the disk is
+      full.
   """
   path = pathlib.Path(out).expanduser().resolve()
   check(path)
@@ -27,10 +29,11 @@ def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     expected = f'a folder that can be made ({e.strerror})'
     raise UserError('OUT', str(path), expected) from e
   try:
-    yield pathlib.Path(temporary)
-    os.chmod(temporary, 0o755)  # mkdtemp keeps others out
-    check(path)
-    os.replace(temporary, path)
+    with new_file.writing(path, temporary):
+      yield pathlib.Path(temporary)
+      os.chmod(temporary, 0o755)  # mkdtemp keeps others out
+      check(path)
+      os.replace(temporary, path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -15,7 +15,8 @@ def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """Gives a file to write to, which is called `path` once all is written.
 
   Raises:
-    UserError: there is something at `path`, or it cannot be made.
+    UserError: there is something at `path`, it cannot be made, or the disk is
+      full.
   """
   path = path.expanduser()
   check(path)
@@ -27,13 +28,35 @@ def new_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     expected = f'a file that can be made ({error.strerror})'
     raise UserError('OUT', str(path), expected) from error
   try:
-    with open(number, 'wb') as file:
-      yield file
-    os.chmod(temporary, 0o644)  # mkstemp keeps others out
-    check(path)
-    os.replace(temporary, path)
+    with writing(path, temporary):
+      with open(number, 'wb') as file:
+        yield file
+      os.chmod(temporary, 0o644)  # mkstemp keeps others out
+      check(path)
+      os.replace(temporary, path)
   finally:
     pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, temporary: str) -> Iterator[None]:
+  """Turns an error of the file system into one that names `path`.
+
+  Args:
+    path: what is made.
+    temporary: what it, or the folder of all of it, is called until then. An
+      error that names another file, one that is read, is left as it is.
+
+  Raises:
+    UserError: there was such an error.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename and not str(error.filename).startswith(temporary):
+      raise
+    expected = f'a path with room for all of it ({error.strerror or error})'
+    raise UserError('OUT', str(path), expected) from error
 
 
 def check(path: pathlib.Path) -> None:

@@ -70,7 +70,8 @@ def write(
     UserError: there are such files, or they cannot be written.
   """
   about = _manifest_path(out)
-  with new_file.new_file(out) as file, new_file.new_file(about) as described:
+  new_file.check(about)
+  with new_file.new_file(out) as file:
     digest, sizes, dtype = hashlib.sha256(), {}, ''
     for split, stream in streams.items():
       sizes[split] = 0
@@ -86,7 +87,8 @@ def write(
       'splits': sizes,
       'sha256': digest.hexdigest(),
     }
-    described.write((json.dumps(manifest, indent=2) + '\n').encode('utf-8'))
+    with new_file.new_file(about) as described:
+      described.write((json.dumps(manifest, indent=2) + '\n').encode('utf-8'))
   return manifest
 
 

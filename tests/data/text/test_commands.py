@@ -85,6 +85,16 @@ def test_a_wrong_document_leaves_no_file(source, tmp_path):
   assert not list((tmp_path / 'new').iterdir())
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_file(
+  source, tmp_path, full_disk
+):
+  (tmp_path / 'source' / 'train' / 'large').write_bytes(b'a' * (full_disk - 1))
+  line = "OUT: got '.*/new/tokens'; a path with room for all of it"
+  with pytest.raises(UserError, match=line):
+    tokenize.main([source, 'bytes', str(tmp_path / 'new' / 'tokens')])
+  assert not list((tmp_path / 'new').iterdir())
+
+
 def test_tokens_are_not_tokenized_again(tmp_path):
   with pytest.raises(UserError, match='these are tokens already'):
     tokenize.main(['tokens:a', 'bytes', str(tmp_path / 'new')])
