@@ -45,14 +45,25 @@ def below(
 ) -> list[pathlib.Path]:
   """Returns the files below a folder by relative path, no hidden ones.
 
+  Links to folders are followed. A folder that several paths lead to is entered
+  once, so that links may go round in circles.
+
   Args:
     root: the folder.
     suffix: of the files.
     left_out: names of folders that are not entered.
   """
-  found = []
-  for folder, names, files in os.walk(root):
-    names[:] = [n for n in names if not n.startswith('.') and n not in left_out]
+  found, entered = [], set()
+  for folder, names, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in entered:
+      names.clear()
+      continue
+    entered.add(real)
+    # Sorted, so that it is the same path on every disk.
+    names[:] = sorted(
+      n for n in names if not n.startswith('.') and n not in left_out
+    )
     found += [
       pathlib.Path(folder, file)
       for file in files

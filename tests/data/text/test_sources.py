@@ -47,6 +47,17 @@ def test_a_folder_is_all_below_it_in_a_fixed_order(tmp_path):
   assert halves[0] + halves[1] == found == _texts(f'text:{tmp_path}')
 
 
+def test_links_to_folders_are_followed_and_may_form_a_circle(tmp_path):
+  _write(tmp_path / 'disk/a/1', 'one')
+  _write(tmp_path / 'disk/b/2', 'two')
+  _write(tmp_path / 'data/3', 'three')
+  (tmp_path / 'data/linked').symlink_to(tmp_path / 'disk')
+  (tmp_path / 'data/again').symlink_to(tmp_path / 'disk/a')
+  (tmp_path / 'disk/a/back').symlink_to(tmp_path / 'disk/b')
+  (tmp_path / 'disk/b/back').symlink_to(tmp_path / 'data')
+  assert sorted(_texts(f'text:{tmp_path}/data')) == ['one', 'three', 'two']
+
+
 def test_a_pattern(tmp_path):
   for name in ('a/1.txt', 'a/b/2.txt', 'a/3.md'):
     _write(tmp_path / name, name)
