@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 from flax import traverse_util
 
 from softmoe import config as config_lib
+from softmoe.errors import UserError, naming
+from softmoe.models.config import TransformerConfig
 from softmoe.runs import load
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tasks import registry as tasks
@@ -19,6 +21,7 @@ from softmoe.weights import card as card_lib
 from softmoe.weights.formats import registry
 from softmoe.weights.formats.format import Format
 
+_RUN = 'WORKDIR[@STEP]'  # as the command line has it
 _FIELDS = (
   'model.width',
   'model.depth',
@@ -60,7 +63,8 @@ def convert(
   form.refuse(config)
   table = theirs.rows(config.model, opened.arrays)
   found = fit.fit(opened, theirs, config.model, {row.path for row in table})
-  fit.check('FILE', opened, theirs, (), found.left_over, '')
+  fit.check('FILE', opened, theirs, (), found.left_over)
+  config = _with_classes(config, file, form, found.rows)
   params = {
     path: row.read(opened.arrays, (slice(None),) * len(found.shapes[path]))
     for path, row in found.rows.items()
@@ -68,14 +72,33 @@ def convert(
   return _write(pathlib.Path(out), form, config, params, file, {}, push)
 
 
+def _with_classes(
+  config: Any, file: str, form: Format, paths: Collection[str]
+) -> Any:
+  """Returns the config of a file's model, without classes if it has no head.
+
+  Raises:
+    UserError: it has none, and every model of the format has one.
+  """
+  head = tasks.find(config.task).head
+  if not head or f'{head}/kernel' in paths:
+    return config
+  if not form.headless:
+    expected = f'a file with {head}/kernel, a head: {form.name} wants one'
+    raise UserError('FILE', file, expected)
+  data = dataclasses.replace(config.data, num_classes=0)
+  return dataclasses.replace(config, data=data)
+
+
 def export(run: str, out: str, to: str, push: str) -> list[str]:
   """Writes the parameters that a run evaluates, as a folder."""
   form = _writable(pathlib.Path(out), to, push)
   workdir, step = source.split(run)
-  with workdir_lib.find_checkpoint(workdir, step) as found:
-    task = tasks.find(found.config.task)(found.config)
-    form.refuse(task.config)
-  experiment, number, tree = load.restore(workdir, step)
+  with naming({'--workdir': _RUN, '--step': _RUN}):
+    with workdir_lib.find_checkpoint(workdir, step) as found:
+      task = tasks.find(found.config.task)(found.config)
+      form.refuse(task.config)
+    experiment, number, tree = load.restore(workdir, step)
   leaves = traverse_util.flatten_dict(experiment.task.exchange(tree))
   params = {
     '/'.join(map(str, path)): np.asarray(jax.device_get(leaf))
@@ -97,9 +120,19 @@ def _without_lora(
   product = lambda p: params[f'{p}lora_a'] @ params[f'{p}lora_b']
   sums = {f'{p}kernel': params[f'{p}kernel'] + product(p) for p in found}
   others = {path: w for path, w in params.items() if '/lora_' not in path}
-  moe = dataclasses.replace(config.model.moe, lora_rank=0)
-  model = dataclasses.replace(config.model, moe=moe)
-  return dataclasses.replace(config, model=model), others | sums
+  whole = {
+    field.name: _whole(getattr(config, field.name))
+    for field in dataclasses.fields(config)
+  }
+  return dataclasses.replace(config, **whole), others | sums
+
+
+def _whole(part: Any) -> Any:
+  """Returns a part of a config, of a model without low-rank parts if it is."""
+  if not isinstance(part, TransformerConfig):
+    return part
+  moe = dataclasses.replace(part.moe, lora_rank=0)
+  return dataclasses.replace(part, moe=moe)
 
 
 def _writable(out: pathlib.Path, to: str, push: str) -> Format:

@@ -77,19 +77,20 @@ def check(
   form: Format,
   missing: Collection[str],
   left_over: Collection[str],
-  allow: str,
+  allow: str | None = None,
 ) -> None:
   """Raises a UserError if anything is unmatched that `allow` does not match.
 
   Args:
-    field: of the config, for the error.
+    field: of the config, or an argument, for the error.
     file: the file.
     form: its format.
     missing: paths of parameters that it has not.
     left_over: names of its arrays that are no parameters.
-    allow: a regex of whole paths and names.
+    allow: a regex of whole paths and names, as `config.init_allow` has it;
+      None: there is no such field, and nothing is allowed.
   """
-  allowed = re.compile(allow)
+  allowed = re.compile(allow or '')
   unknown = [name for name in left_over if not allowed.fullmatch(name)]
   lacking = [path for path in missing if not allowed.fullmatch(path)]
   for name in unknown:
@@ -98,18 +99,17 @@ def check(
         expected = f'a model without {meaning} ({name}): this one has none'
         raise UserError(field, str(file.path), expected)
   if unknown or lacking:
-    problems = [
+    problems = ', and '.join(
       f'{what} {some(names)}'
       for what, names in (
         ('the file lacks', lacking),
         ('this model has no place for', unknown),
       )
       if names
-    ]
-    expected = (
-      f'a {form.name} file of this model, but {", and ".join(problems)}; '
-      '--config.init_allow=REGEX lets names go unmatched'
     )
+    expected = f'a {form.name} file of this model, but {problems}'
+    if allow is not None:
+      expected += '; --config.init_allow=REGEX lets names go unmatched'
     raise UserError(field, str(file.path), expected)
 
 

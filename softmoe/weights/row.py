@@ -12,7 +12,7 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A parameter as a view of an array of the file: nothing is copied.
+  """A parameter as a view of an array of the file: only `first` is a copy.
 
   Attributes:
     path: of the parameter, as 'blocks/0/mlp/up/kernel', without `scan`.
@@ -23,6 +23,8 @@ class Row:
     heads: (axis, how many): this axis and the next are one of the parameter's;
       how many 0: they are one already.
     scale: name of a vector that the parameter's last axis is multiplied by.
+    first: places along the axis before the last that the parameter has in front
+      of the array's: zeros.
   """
 
   path: str
@@ -31,6 +33,7 @@ class Row:
   part: tuple[int, int] = (0, 1)
   heads: tuple[int, int] = (0, 0)
   scale: str = ''
+  first: int = 0
 
   def names(self) -> set[str]:
     """Returns the names of all arrays that the parameter is made of."""
@@ -48,6 +51,11 @@ class Row:
     if self.axes and array.ndim != len(self.axes):
       return None
     view = np.transpose(array, self.axes) if self.axes else array
+    if self.first:
+      if view.ndim < 2:
+        return None
+      front = [(0, 0)] * (view.ndim - 2) + [(self.first, 0), (0, 0)]
+      view = np.pad(view, front)
     shape = view.shape
     if heads:
       if shape[axis : axis + 1] != (heads,) or len(shape) < axis + 2:
@@ -80,7 +88,7 @@ def write(
   """Returns the array of a file that shows these parameters.
 
   Args:
-    rows: all of one name, none with a `scale`.
+    rows: all of one name, none with a `scale` or `first`.
     params: by path.
   """
   rows = sorted(rows, key=lambda row: row.part)

@@ -30,6 +30,7 @@ def arrays(
   Raises:
     UserError: it has no name for one of them.
   """
+  params = form.fold(params)
   groups: dict[str, list[row.Row]] = {}
   for each in form.rows(model, params.keys()):
     if each.path in params:

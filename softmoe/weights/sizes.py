@@ -29,9 +29,12 @@ def config_of(
     num_heads: of attention; None: what the file tells, or else heads of 64.
 
   Raises:
-    UserError: the file lacks what every model has.
+    UserError: the file lacks what every model has, or ours its config.
   """
   if form is own.FORMAT:
+    if not file.config:
+      expected = 'a file of ours with its config.json beside it'
+      raise UserError('weights', str(file.path), expected)
     return experiment_lib.parse(file.config)
   told = form.trained | form.facts(file.config)
   heads = num_heads or told.get('num_heads') or _heads(file)

@@ -231,10 +231,11 @@ VMOE = {
 def flax(names, pool='token', representation=0, moe=False):
   """Returns the same of a Flax model; `moe`: Soft MoE in the last block."""
   token, last = pool == 'token', representation or WIDTH
+  late = token and names is BIG_VISION  # the class token, after the positions
   shapes = {
     'embedding/kernel': (PATCH, PATCH, CHANNELS, WIDTH),
     'embedding/bias': (WIDTH,),
-    names['position']: (1, _TOKENS + token, WIDTH),
+    names['position']: (1, _TOKENS + token - late, WIDTH),
     **_flax_norm(f'{names["encoder"]}/encoder_norm'),
     **_dense('head', last, CLASSES),
   }
@@ -279,7 +280,9 @@ def flax(names, pool='token', representation=0, moe=False):
 
     x = np.einsum('bnpqc,pqcd->bnd', cut(x), w['embedding/kernel'])
     x = x + w['embedding/bias']
-    x = (prepend(w['cls'], x) if token else x) + w[names['position']]
+    x = prepend(w['cls'], x) if token and not late else x
+    x = x + w[names['position']]
+    x = prepend(w['cls'], x) if late else x
     for i in range(DEPTH):
       block = f'{names["encoder"]}/encoderblock_{i}'
       y = norm(f'{block}/LayerNorm_0', x)

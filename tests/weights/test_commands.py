@@ -1,5 +1,6 @@
 """`python -m softmoe.weights`: inspect, convert, export."""
 
+import dataclasses
 import json
 import sys
 
@@ -13,7 +14,9 @@ from softmoe.errors import UserError
 from softmoe.runs import state as state_lib
 from softmoe.runs import workdir as workdir_lib
 from softmoe.weights import __main__ as command
-from softmoe.weights import hub, pretrained
+from softmoe.weights import arrays, hub, pretrained
+from tests import untrained
+from tests.tasks import tiny_pairs
 from tests.weights import foreign
 
 safetensors = pytest.importorskip('safetensors.numpy')
@@ -103,17 +106,37 @@ def test_experts_keep_our_names(run, tiny, tmp_path, one_device):
   jax.tree.map(close, found, params)
 
 
+def test_low_rank_parts_of_texts_are_summed_too(tmp_path, one_device):
+  changes = dict(blocks=(0,), num_experts=2, lora_rank=2)
+  sparse = dataclasses.replace(tiny_pairs.sparse(), **changes)
+  made = tiny_pairs.config(
+    mesh='data:1', model=dict(depth=1), text=dict(depth=1, moe=sparse)
+  )
+  workdir, out = untrained.run(made, tmp_path / 'run'), tmp_path / 'out'
+  command.main(['export', str(workdir), str(out), '--to=softmoe'])
+  written = json.loads((out / 'config.json').read_text())
+  assert written['text']['moe']['lora_rank'] == 0
+  assert written['text']['moe']['num_experts'] == sparse.num_experts
+  assert not any('lora' in n for n in arrays.open_file(out).arrays)
+
+
 @pytest.mark.parametrize(
   ('argv', 'words'),
   [
     ([], "COMMAND: got ''; one of"),
     (['inspect', 'nowhere.npz'], "weights: got 'nowhere.npz'; an intact"),
-    (['export', 'nowhere', 'OUT', '--to=timm'], 'nowhere'),
+    (
+      ['export', 'nowhere', 'OUT', '--to=timm'],
+      "WORKDIR[@STEP]: got 'nowhere'; a run, which has a config.json",
+    ),
     (['export', 'RUN', 'OUT', '--to=onnx'], "--to: got 'onnx'; one of ['timm'"),
     (['export', 'RUN', 'FULL', '--to=timm'], 'a new or empty folder'),
     (['export', 'RUN', 'OUT'], '--to'),
     (['export', 'RUN', 'OUT', '--to=hugging_face'], "'token': its class reads"),
-    (['export', 'RUN@7', 'OUT', '--to=timm'], 'step: got 7; one of [0]'),
+    (
+      ['export', 'RUN@7', 'OUT', '--to=timm'],
+      'WORKDIR[@STEP]: got 7; one of [0]',
+    ),
     (['export', 'RUN', 'OUT', '--to=gpt2'], "'language', by a decoder"),
   ],
 )
@@ -158,6 +181,41 @@ def test_push_needs_the_library_first(dense, tmp_path, one_device, monkeypatch):
   monkeypatch.setattr(hub, 'library', lambda field, given: Hub)
   command.main(argv)
   assert called == [('me/model', True), ('me/model', str(out))]
+
+
+def test_a_file_without_a_head_has_no_classes(tmp_path):
+  named = foreign.draw(foreign.timm()[0])
+  named = {n: w for n, w in named.items() if not n.startswith('head')}
+  path, out = tmp_path / 'x.safetensors', tmp_path / 'out'
+  safetensors.save_file(named, path)
+  argv = ['convert', str(path), str(out), '--heads=2']
+  for name in ('hugging_face', 'softmoe'):
+    with pytest.raises(UserError, match='^FILE: got .*head/kernel, a head:'):
+      command.main([*argv, f'--to={name}'])
+  assert not out.exists()
+  command.main([*argv, '--to=timm'])
+  config = json.loads((out / 'config.json').read_text())
+  assert config['num_classes'] == config['pretrained_cfg']['num_classes'] == 0
+  assert arrays.open_file(out).arrays.keys() == named.keys()
+
+
+def test_our_own_file_needs_its_config(tmp_path):
+  named = {'blocks/0/attention/query/kernel': np.ones((4, 4), np.float32)}
+  path = tmp_path / 'x.safetensors'
+  safetensors.save_file(named, path)
+  with pytest.raises(UserError) as error:
+    command.main(['inspect', str(path)])
+  expected = 'a file of ours with its config.json beside it'
+  assert str(error.value) == f'weights: got {str(path)!r}; {expected}'
+
+
+def test_what_has_no_place_is_no_field_of_a_config(tmp_path):
+  named = foreign.draw(foreign.timm()[0]) | {'odd': np.ones(1, np.float32)}
+  path = tmp_path / 'x.safetensors'
+  safetensors.save_file(named, path)
+  argv = ['convert', str(path), str(tmp_path / 'out'), '--to=timm']
+  with pytest.raises(UserError, match='FILE: got .* no place for odd$'):
+    command.main(argv)
 
 
 def test_what_no_format_tells_is_guessed(tmp_path, capsys):

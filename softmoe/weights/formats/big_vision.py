@@ -1,14 +1,18 @@
 """ViTs of big_vision and of AugReg (vision_transformer), as arrays in a .npz.
 
-The two differ in where the positions are and in the numbers of a block's parts.
+The two differ in the numbers of a block's parts and in the positions: AugReg
+has them below another name, and one for the class token. In big_vision this
+token comes in front of patches that have their positions already.
 """
 
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from softmoe.weights.formats import vit
 from softmoe.weights.formats.format import Format
-from softmoe.weights.row import Row, attention, dense, layer_norm
+from softmoe.weights.row import Arrays, Row, attention, dense, layer_norm
 
 _AUGREG = 'Transformer/posembed_input/pos_embedding'
 _MAP = 'MAPHead_0'
@@ -21,10 +25,12 @@ def rows(model: Any, names: Collection[str]) -> list[Row]:
   name_of_attention = f'MultiHeadDotProductAttention_{attend}'
   heads = model.num_heads
   pool = f'{_MAP}/MultiHeadDotProductAttention_0'
+  position = _AUGREG if augreg else 'pos_embedding'
+  late = 'cls' in names and not augreg
   table = [
     *dense('patches', 'embedding'),
     Row('patches/class_token', 'cls'),
-    Row('patches/position', _AUGREG if augreg else 'pos_embedding'),
+    Row('patches/position', position, first=int(late)),
     *layer_norm('norm', 'Transformer/encoder_norm'),
     *dense('pre_logits', 'pre_logits'),
     *dense('head', 'head'),
@@ -46,6 +52,15 @@ def rows(model: Any, names: Collection[str]) -> list[Row]:
   return table
 
 
+def fold(params: Arrays) -> Arrays:
+  """Returns parameters whose class token holds its own position."""
+  token, position = 'patches/class_token', 'patches/position'
+  if token not in params:
+    return params
+  own, others = np.split(params[position], [1], axis=1)
+  return {**params, token: params[token] + own, position: others}
+
+
 FORMAT = Format(
   name='big_vision',
   is_it=lambda names: 'Transformer/encoder_norm/scale' in names,
@@ -55,4 +70,6 @@ FORMAT = Format(
   ),
   trained={'activation': 'gelu', 'norm_epsilon': 1e-6, 'positions': 'none'},
   file='model.npz',
+  headless=True,
+  fold=fold,
 )

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
-from softmoe.weights.row import Row
+from softmoe.weights.row import Arrays, Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Format:
     ignored: regex of names that hold no weights.
     file: name of what is written.
     refuse: raises a UserError if the library has no such model.
+    headless: whether it has models without a head.
+    fold: from our parameters, by path, to those that are written: where the
+      library has no place for a part of one, it is put into another.
   """
 
   name: str
@@ -39,6 +42,8 @@ class Format:
   foreign: dict[str, str] = dataclasses.field(default_factory=dict)
   ignored: str = ''
   file: str = 'model.safetensors'
+  headless: bool = False
+  fold: Callable[[Arrays], Arrays] = lambda params: params
 
 
 def told(

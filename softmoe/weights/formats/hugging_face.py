@@ -1,4 +1,4 @@
-"""Hugging Face's `ViTForImageClassification`, `ViTModel` and `DeiTModel`."""
+"""Hugging Face's `ViTForImageClassification` and `ViTModel`."""
 
 from collections.abc import Collection
 from typing import Any

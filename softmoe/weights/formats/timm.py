@@ -131,4 +131,5 @@ FORMAT = Format(
     'q_norm': 'norms of queries with a bias',
     'dist_token': 'a token for distillation',
   },
+  headless=True,
 )

@@ -62,4 +62,5 @@ FORMAT = Format(
   ),
   trained={'activation': 'gelu', 'norm_epsilon': 1e-6, 'positions': 'none'},
   file='model.npz',
+  headless=True,
 )
