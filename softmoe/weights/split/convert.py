@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from jaxtyping import Float
 
 from softmoe import experiment as experiment_lib
-from softmoe.errors import UserError
+from softmoe.errors import UserError, naming
 from softmoe.models.config import MoEConfig
 from softmoe.moe import mlp
 from softmoe.runs import load
@@ -48,23 +48,27 @@ def convert(
 
   Raises:
     UserError: there is no such run or checkpoint, it has no MLPs that could be
-      split so, its data is gone, or `out` has files.
+      split so, a field of its config has no meaning for experts, its data is
+      gone, or `out` has files.
   """
   out = _new(out)
-  restored = load.restore(workdir, step)
+  with naming({'--workdir': 'WORKDIR'}):
+    restored = load.restore(workdir, step)
   config: Any = restored.experiment.config
   _check(workdir, restored.experiment, num_experts)
-  experiment_lib.with_fingerprint(config)
-  params = _split(restored, num_experts, num_tokens)
-  config = dataclasses.replace(
+  made = dataclasses.replace(
     config,
     name=f'{config.name}, split',
     init=f'{workdir}@{restored.step}',
     init_head='keep',
     model=_with_experts(config.model, num_experts),
   )
-  experiment = experiment_lib.build(config)
-  _save(experiment, params, restored.step, out)
+  experiment = experiment_lib.build(made, training=False)
+  experiment_lib.with_fingerprint(config)
+  params = _split(restored, num_experts, num_tokens)
+  jax.set_mesh(experiment.mesh)
+  with naming({'--workdir': 'OUT'}):
+    _save(experiment, params, restored.step, out)
   _describe(experiment, workdir_lib.read_config(_path(workdir)).data, out)
   return experiment
 
@@ -116,7 +120,8 @@ def _split(
   """Returns the parameters with MoE layers, as runs exchange them."""
   config: Any = restored.experiment.config
   plain = dataclasses.replace(config.model, scan=False, remat=False)
-  experiment = experiment_lib.build(dataclasses.replace(config, model=plain))
+  config = dataclasses.replace(config, model=plain)
+  experiment = experiment_lib.build(config, training=False)
   params = restored.experiment.task.exchange(restored.params)
   tokens = inputs.of_mlps(experiment, params, num_tokens)
   model: Any = nnx.merge(experiment.graphdef, params)

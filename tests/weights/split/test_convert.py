@@ -11,7 +11,7 @@ from softmoe.models import config as model_config
 from softmoe.runs import load
 from softmoe.tables.thresholds import measure
 from softmoe.weights.split import __main__ as command
-from softmoe.weights.split import convert
+from softmoe.weights.split import convert, inputs
 from tests import untrained
 
 pytestmark = pytest.mark.usefixtures('launched')
@@ -83,9 +83,23 @@ def test_bad_input(dense, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       convert.convert(dense, out, **options)
-  with pytest.raises(UserError, match='--workdir'):
+  with pytest.raises(UserError, match='^WORKDIR: got .*nowhere'):
     convert.convert(tmp_path / 'nowhere', out, 4)
   assert not out.exists()
+
+
+def test_a_field_that_experts_do_not_know_is_named_before_any_work(
+  dense, tmp_path, monkeypatch
+):
+  """Whatever batch the dense run was trained by: nothing is trained here."""
+  config = json.loads((dense / 'config.json').read_text())
+  config['data']['batch_size'] = 3
+  config['optimizer'] |= {'accumulate': 2, 'frozen': ['.*/mlp/up/.*']}
+  (dense / 'config.json').write_text(json.dumps(config))
+  never = lambda *_: pytest.fail('it went on')
+  monkeypatch.setattr(inputs, 'of_mlps', never)
+  with pytest.raises(UserError, match='config.optimizer.frozen: got'):
+    convert.convert(dense, tmp_path / 'out', 4)
 
 
 def test_what_is_there_stays(dense, tmp_path):
