@@ -13,6 +13,7 @@ from softmoe.process import arguments, launch
 def main(argv: list[str]) -> None:
   """Writes `inspect.html` and `inspect.json`, and tells where they are."""
   options = _parser().parse_args(argv)
+  launch.prepare()
   from softmoe.inspect import write
 
   run = write.Run(

@@ -26,9 +26,9 @@ def write(run: Run, folder: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     UserError: the run cannot be inspected, or the folder not be written to.
   """
+  seen = observed.observe(*run)
   with _writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  seen = observed.observe(*run)
   found = _numbers(run, seen)
   files = {
     'inspect.html': page.write(seen, found, _command(run)),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from softmoe.inspect import __main__ as command
+from softmoe.inspect import write
 from tests import browser
 from tests.inspect import runs
 
@@ -47,7 +47,7 @@ def page(request, tiny, tmp_path_factory):
   else:
     changes = runs.CAPACITY if request.param == 'capacity' else {}
     runs.images(tiny, folder, **changes)
-  command.main([str(folder)])
+  write.write(write.Run(folder, 'latest', '', 512), folder)
   return folder / 'inspect.html'
 
 

@@ -10,11 +10,14 @@ import pytest
 from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.inspect import __main__ as command
+from softmoe.inspect import observed
 from softmoe.models import mixtures
 from softmoe.runs import load
 from tests import untrained
 from tests.inspect import runs
 from tests.tasks import tiny_pairs
+
+pytestmark = pytest.mark.usefixtures('launched')
 
 FIELDS = {
   'mixture_of_tokens': dict(group_size=2),
@@ -155,16 +158,27 @@ def dense(tiny, tmp_path_factory):
     (['--examples=0'], 'arguments: got'),
     (['--step=7'], '--step: got'),
     (['--step=x'], '--step: got'),
-    (['--out=FILE'], '--out: got'),
     (['--what'], 'arguments: got'),
   ],
 )
-def test_bad_input(dense, tmp_path, flags, words):
-  (tmp_path / 'file').touch()
-  flags = [f.replace('FILE', str(tmp_path / 'file')) for f in flags]
+def test_bad_input(dense, flags, words):
   with pytest.raises(UserError, match=words):
     command.main([str(dense), *flags])
   assert not list(dense.glob('inspect.*'))
+
+
+def test_no_folder_is_made_for_a_run_that_is_not_there(tmp_path):
+  for flags in ([], [f'--out={tmp_path}/out']):
+    with pytest.raises(UserError, match='^WORKDIR: got .*nowhere'):
+      command.main([f'{tmp_path}/nowhere', *flags])
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(observed, 'observe', lambda *run: None)
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='--out: got .*file'):
+    command.main([str(tmp_path), f'--out={tmp_path}/file'])
 
 
 def test_a_wrong_split_is_named(tiny, tmp_path):
