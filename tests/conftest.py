@@ -27,6 +27,7 @@ install_import_hook('softmoe', 'beartype.beartype')
 from softmoe import experiment as experiment_lib  # noqa: E402
 from softmoe import sharding  # noqa: E402
 from softmoe.process import launch  # noqa: E402
+from softmoe.runs import load  # noqa: E402
 from softmoe.training import loop  # noqa: E402
 
 NO_MESH = jax.sharding.get_mesh()
@@ -113,6 +114,14 @@ def tiny():
 def one_device(monkeypatch):
   """Builds every experiment on the first device alone."""
   monkeypatch.setattr(experiment_lib, 'build', _build_on_one)
+
+
+@pytest.fixture
+def other_data(tiny, one_device, monkeypatch):
+  """Restores, whatever the workdir, a run whose data has changed since."""
+  experiment = experiment_lib.build(tiny(data__fingerprint='of the run'))
+  restored = load.Restored(experiment, 0, {})
+  monkeypatch.setattr(load, 'restore', lambda *_: restored)
 
 
 @pytest.fixture(scope='session')

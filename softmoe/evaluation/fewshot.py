@@ -59,16 +59,21 @@ def evaluate_workdir(
     accuracy on the test split, 'seeds': that of each draw, and 'l2'.
 
   Raises:
-    UserError: there is no such run, checkpoint or split, a field is wrong, or
-      there are too few images.
+    UserError: there is no such run, checkpoint or split, a field is wrong,
+      there are too few images, or they are the run's own and no longer what it
+      read.
   """
   import dataclasses
 
+  from softmoe import experiment as experiment_lib
   from softmoe.runs import load
   from softmoe.tasks import fewshot
 
   experiment, number, params = load.restore(workdir, step, mesh)
-  source = config.source or experiment.config.data.source
+  own = experiment.config.data.source
+  source = config.source or own
+  if source == own:
+    experiment_lib.with_fingerprint(experiment.config)
   config = dataclasses.replace(config, source=source)
   evaluate = fewshot.make(
     experiment.task, experiment.graphdef, experiment.mesh, config

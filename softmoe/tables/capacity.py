@@ -28,17 +28,28 @@ def evaluate(
   Args:
     workdir: of a finished run; one whose router is not in `factors` has none of
       these metrics.
-    factors: `eval_capacity_factor` by router.
+    factors: `capacity_factor` by router.
     split: to evaluate on.
     metrics: names of those that are wanted.
+
+  Raises:
+    UserError: the data is no longer what the run read.
   """
   experiment, _, params = load.restore(workdir)
-  config: Any = experiment.config
+  config: Any = experiment_lib.with_fingerprint(experiment.config)
   moe = config.model.moe
   if not moe.blocks or moe.router not in factors:
     return {}
-  moe = dataclasses.replace(moe, eval_capacity_factor=factors[moe.router])
-  model = dataclasses.replace(config.model, moe=moe, allow_noncausal=True)
-  config = dataclasses.replace(config, model=model)
+  config = limited(config, factors[moe.router])
   found = experiment_lib.build(config, training=False).evaluate(params, split)
   return {f'{BRANCH}/{name}': found[name] for name in metrics}
+
+
+def limited(config: Any, factor: float) -> Any:
+  """Returns the config of the same parameters under a capacity."""
+  # The one of training too: the threshold router takes both or none.
+  moe = dataclasses.replace(
+    config.model.moe, capacity_factor=factor, eval_capacity_factor=factor
+  )
+  model = dataclasses.replace(config.model, moe=moe, allow_noncausal=True)
+  return dataclasses.replace(config, model=model)

@@ -24,6 +24,16 @@ def test_one_line_of_json(finished, one_device):
   assert best['step'] == 6 and best['10shot'] != result['10shot']
 
 
+@pytest.mark.usefixtures('other_data')
+@pytest.mark.parametrize(
+  ('source', 'field'), [('', 'data.fingerprint'), ('npz:none', 'source')]
+)
+def test_the_runs_own_data_is_what_the_run_read(tmp_path, source, field):
+  config = shots.FewshotConfig(source=source)
+  with pytest.raises(UserError, match=f'config.*{field}'):
+    fewshot.evaluate_workdir(tmp_path, config)
+
+
 def test_a_directory_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match='--workdir'):
     fewshot.evaluate_workdir(tmp_path, shots.FewshotConfig())

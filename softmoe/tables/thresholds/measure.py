@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
+from softmoe import experiment as experiment_lib
 from softmoe.costs import flops
 from softmoe.data import prefetch
 from softmoe.errors import UserError
@@ -74,8 +75,9 @@ def measure(
     rounds: of the timing.
 
   Raises:
-    UserError: there is no such run, none has a threshold router, or runs that
-      have one name but for the seed differ in more than that.
+    UserError: there is no such run, its data is no longer what it read, none
+      has a threshold router, or runs that have one name but for the seed
+      differ in more than that.
   """
   _check(workdirs)
   runs = [Run(workdir, thresholds, step, split) for workdir in workdirs]
@@ -109,7 +111,7 @@ class Run:
   ):
     self.name = _name(workdir)
     self.experiment, _, self._params = load.restore(workdir, step)
-    config: Any = self.experiment.config
+    config: Any = experiment_lib.with_fingerprint(self.experiment.config)
     self.thresholds = thresholds if has_threshold(config) else [None]
     self._split = split or config.data.eval_split
     task, graphdef = self.experiment.task, self.experiment.graphdef

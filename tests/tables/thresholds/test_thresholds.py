@@ -70,6 +70,12 @@ def test_other_routers_know_no_threshold(run):
     measure.measure([run(router='relu', k=2)], [0.5])
 
 
+@pytest.mark.usefixtures('other_data')
+def test_other_data_than_the_run_read_is_refused(tmp_path):
+  with pytest.raises(UserError, match='config.data.fingerprint'):
+    measure.Run(str(tmp_path), [0.5], 'latest', '')
+
+
 def test_seeds_differ_in_nothing_else(run):
   first = run('a-seed0', router='threshold')
   other = run('a-seed1', seed=1, router='threshold', num_experts=4)
