@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from softmoe import config as config_lib
+from softmoe import experiment as experiment_lib
 from softmoe.errors import UserError
 from softmoe.runs import workdir as workdir_lib
 from softmoe.tables import folders as folders_lib
@@ -71,8 +72,12 @@ def _is_same(
     folders_lib.check(path, config)
   except UserError:
     return False
-  metrics = folders_lib.read(path).get('metrics', {})
-  return set(splits) <= {name.partition('/')[0] for name in metrics}
+  value = folders_lib.read(path)
+  # `check` lets the data of a finished run lie elsewhere, as on another machine.
+  if experiment_lib.parse(value['config']).data.source != config.data.source:
+    return False
+  measured = {name.partition('/')[0] for name in value.get('metrics', {})}
+  return set(splits) <= measured
 
 
 def _record(

@@ -16,6 +16,12 @@ RUN = SUITE.runs[0]
 METRICS = {'val/accuracy': 0.1, **{f'{s}/accuracy': 0.5 for s in SUITE.splits}}
 
 
+def elsewhere(config):
+  """Returns the config on other data of the same kind."""
+  data = dataclasses.replace(config.data, source='npz:other.npz')
+  return dataclasses.replace(config, data=data)
+
+
 @pytest.fixture
 def folders(tmp_path):
   return folders_lib.Folders('mine', tmp_path / 'results', tmp_path / 'runs')
@@ -65,6 +71,7 @@ def test_who_trained_it_is_named_though_others_have_copies(folders, finish):
   [
     {'config': config_lib.to_dict(SUITE.runs[1].load_config())},
     {'config': config_lib.to_dict(SUITE.runs[2].load_config())},
+    {'config': config_lib.to_dict(elsewhere(RUN.load_config()))},
     {'metrics': {'test[:50]/accuracy': 0.5}},
     {'config': {'new': 1}},
     {'suite': 'moved'},
