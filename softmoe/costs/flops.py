@@ -89,7 +89,11 @@ def forward(config: config_lib.Config, *, training: bool = False) -> Cost:
   )
 
 
-def active_params(experiment: experiment_lib.Experiment, cost: Cost) -> int:
+def active_params(
+  experiment: experiment_lib.Experiment,
+  cost: Cost,
+  experts_per_token: float | None = None,
+) -> int:
   """Returns the number of parameters that work for a token, on average.
 
   Those of experts count by how many experts run for a token.
@@ -97,10 +101,14 @@ def active_params(experiment: experiment_lib.Experiment, cost: Cost) -> int:
   Args:
     experiment: whose parameters they are.
     cost: of its config.
+    experts_per_token: as in `Cost.flops`; None: as the router says.
   """
   model = nnx.merge(experiment.graphdef, experiment.abstract_params)
   layers = experiment_lib.moe_layers(model)
-  shares, idle = iter(cost.active), []
+  active = cost.active
+  if experts_per_token is not None:
+    active = (experts_per_token / cost.num_experts,) * len(active)
+  shares, idle = iter(active), []
   for layer in layers:
     parts = list(itertools.islice(shares, _num_blocks(layer)))
     size = sum(w.size for w in jax.tree.leaves(layer.experts)) / len(parts)

@@ -168,7 +168,7 @@ def _costs(experiment: Any, wanted: float | None) -> dict[str, Any]:
     wanted = None
   return {
     'params': experiment.num_params(),
-    'active_params': flops.active_params(experiment, forward),
+    'active_params': flops.active_params(experiment, forward, wanted),
     'gflop': forward.flops(wanted) / 1e9,
     'unit': task.unit,
     'training_exaflop': 3 * training.flops(wanted) * units / 1e18,

@@ -3,8 +3,11 @@
 import json
 import math
 
+import jax
 import pytest
 
+from softmoe import experiment as experiment_lib
+from softmoe.costs import flops
 from softmoe.errors import UserError
 from softmoe.tables import suite as suite_lib
 from softmoe.tables import worker
@@ -70,6 +73,17 @@ def test_metrics_of_all_splits_and_evaluators(finished, one_device):
   assert math.isclose(
     costs['training_exaflop'], 3 * costs['gflop'] * images / 1e9
   )
+
+
+def test_costs_are_of_the_experts_that_tokens_wanted(tiny, monkeypatch):
+  cost = flops.Cost(2e9, 6e9, 1.0, 8, is_fixed=False, active=(1.0,))
+  monkeypatch.setattr(flops, 'forward', lambda *_, **__: cost)
+  config = tiny(model__moe__router='threshold')
+  experiment = experiment_lib.build(config, jax.devices()[:1])
+  costs = worker._costs(experiment, 2.0)
+  an_expert = 2 * 16 * 32 + 16 + 32
+  assert costs['active_params'] == costs['params'] - (8 - 2) * an_expert
+  assert costs['gflop'] == 2 + 2 / 8 * 4
 
 
 @pytest.mark.parametrize(
