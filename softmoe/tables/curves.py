@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from softmoe import config as config_lib
 from softmoe.errors import UserError
 from softmoe.process import arguments, launch
 from softmoe.runs import workdir as workdir_lib
@@ -53,8 +55,7 @@ def plot(output: str, workdirs: list[str]) -> None:
   """
   check_output('OUTPUT', output)
   configs = [workdir_lib.read_config(pathlib.Path(path)) for path in workdirs]
-  metric = configs[0].checkpoint.best_metric
-  panels = {'loss': 'training loss', f'eval/{metric}': f'test {metric}'}
+  panels = panels_shown(configs)
   figure, axes = panels_of(len(panels))
   for workdir, config in zip(workdirs, configs, strict=True):
     for axis, name in zip(axes, panels, strict=True):
@@ -64,6 +65,17 @@ def plot(output: str, workdirs: list[str]) -> None:
     axis.grid(alpha=0.3)
   axes[-1].legend(frameon=False)
   save(figure, 'OUTPUT', output)
+
+
+def panels_shown(configs: Sequence[config_lib.Config]) -> dict[str, str]:
+  """Returns the title of each metric: 'eval/accuracy' is 'val accuracy'.
+
+  Runs that are evaluated on different splits have none to name.
+  """
+  metric = configs[0].checkpoint.best_metric
+  splits = {config.data.eval_split for config in configs}
+  split = splits.pop() if len(splits) == 1 else 'eval'
+  return {'loss': 'training loss', f'eval/{metric}': f'{split} {metric}'}
 
 
 def check_output(field: str, output: str) -> None:

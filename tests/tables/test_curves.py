@@ -1,5 +1,6 @@
 """Learning curves, read from a run's metrics."""
 
+import dataclasses
 import json
 
 import pytest
@@ -36,6 +37,19 @@ def test_draws_a_picture(tmp_path):
   output = tmp_path / 'curves.png'
   curves.plot(str(output), [str(run(tmp_path / 'run'))])
   assert output.read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+  ('splits', 'title'),
+  [(('val',), 'val accuracy'), (('val', 'test'), 'eval accuracy')],
+)
+def test_the_title_names_the_split_that_all_runs_share(splits, title):
+  data = classification.Config().data
+  configs = [
+    classification.Config(data=dataclasses.replace(data, eval_split=split))
+    for split in splits
+  ]
+  assert curves.panels_shown(configs)['eval/accuracy'] == title
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
