@@ -10,7 +10,8 @@ def table(
 ) -> str:
   """Returns a table; columns are flush right, those in `left` flush left."""
   lines = [[c.replace('|', '\\|') for c in line] for line in (titles, *rows)]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  # A rule that says flush right takes two characters: '-:'.
+  widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]
   ends = ['-' if i in left else ':' for i in range(len(widths))]
   rule = ['-' * (w - 1) + end for w, end in zip(widths, ends, strict=True)]
   lines.insert(1, rule)
