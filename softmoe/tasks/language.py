@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from softmoe import config as config_lib
 from softmoe.data.text import batches
 from softmoe.data.text.config import TextDataConfig
+from softmoe.errors import UserError
 from softmoe.models import decoder, generation
 from softmoe.models.config import DecoderConfig
 from softmoe.ranges import COUNT, Range
@@ -145,6 +146,7 @@ class Language(vocabularies.OfTokens):
     self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
   ) -> tuple[task_lib.Evaluator, ...]:
     """Returns loss and perplexity over a split, after which a sample shows."""
+    self._check_sample()
     evaluate = vocabularies.with_perplexity(
       means.over_split(self, graphdef, mesh)
     )
@@ -161,16 +163,18 @@ class Language(vocabularies.OfTokens):
     self, model: decoder.Decoder, prompts: list[str], how: generation.Sampling
   ) -> list[str]:
     """Returns each prompt and what goes on from it, to the document's end."""
-    return [self._write(model, prompt, how) for prompt in prompts]
+    starts = [self._start(prompt) for prompt in prompts]
+    rows = self.filled(min(len(starts), self.config.data.eval_batch_size))
+    found = generation.generate(model, starts, how, rows)
+    return [self._text(*each) for each in zip(starts, found, strict=True)]
 
-  def _write(self, model, prompt: str, how: generation.Sampling) -> str:
-    eos = self.tokenizer.eos
+  def _start(self, prompt: str) -> Int[np.ndarray, ' m']:
     # What ends a document is what comes before the first token of the next.
-    start = np.array([eos, *self.tokenizer.encode(prompt)], np.int32)
-    key = jax.random.key(how.seed)
-    found = generation.generate(model, jnp.asarray(start)[None], how, key)
-    tokens = np.asarray(jax.device_get(found))[0]
-    ends = np.flatnonzero(tokens == eos)
+    start = [self.tokenizer.eos, *self.tokenizer.encode(prompt)]
+    return np.array(start, np.int32)
+
+  def _text(self, start: np.ndarray, tokens: np.ndarray) -> str:
+    ends = np.flatnonzero(tokens == self.tokenizer.eos)
     tokens = tokens[: ends[0]] if len(ends) else tokens
     return self.tokenizer.decode(np.concatenate([start[1:], tokens]))
 
@@ -184,6 +188,17 @@ class Language(vocabularies.OfTokens):
       router_options=router_options,
     )
     return x, aux
+
+  def _check_sample(self) -> None:
+    """Raises a UserError if there are no positions for the text to show."""
+    sample, config = self.config.sample, self.config
+    if not sample.tokens or config.model.positions != 'learned':
+      return
+    room = config.data.length - len(self._start(sample.prompt))
+    if sample.tokens > room:
+      expected = f'at most {max(room, 0)}: positions are learned for '
+      expected += f'{config.data.length} tokens, of which some are the prompt'
+      raise UserError.of_field(config, 'sample.tokens', expected)
 
   def _show(self, model: decoder.Decoder) -> None:
     sample = self.config.sample

@@ -210,19 +210,18 @@ class Translation(vocabularies.OfTokens):
     return found
 
   def _write(self, model, sources, length, rows, found, how) -> None:
-    source = np.zeros((len(sources), length), np.int32)
+    source = np.zeros((self.filled(len(sources)), length), np.int32)
+    mask = np.zeros(source.shape, bool)
     for row, tokens in enumerate(sources):
-      source[row, : len(tokens)] = tokens
-    mask = np.arange(length)[None] < np.array([[len(s)] for s in sources])
+      source[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
     search = self.config.search
     most = min(how.tokens, self.length)
     search = beam_search.Search(how.beam, most, search.penalty)
     tokens = translate(
       model, jnp.asarray(source), jnp.asarray(mask), self.tokenizer.eos, search
     )
-    for row, text in zip(
-      rows, self._texts(jax.device_get(tokens)), strict=True
-    ):
+    texts = self._texts(jax.device_get(tokens)[: len(rows)])
+    for row, text in zip(rows, texts, strict=True):
       found[row] = text
 
   def _represent(self, model, batch, key=None, router_options=None):
@@ -278,7 +277,7 @@ def translate(
   Args:
     model: whose mesh is in force.
     source: tokens.
-    mask: False where they only fill up.
+    mask: False where they only fill up, as all of a sentence may.
     eos: the token that ends a sentence, and comes before the first.
     how: see `beam_search.Search`.
   """
@@ -286,9 +285,10 @@ def translate(
   each = lambda v: sharding.repeat(v, how.beam)
   caches = model.init_caches(each(memory), how.length)
   mask = each(mask)
+  real = jnp.any(mask, axis=1, keepdims=True)
 
   def step(last, caches):
-    x, _, caches = model.decode(last, None, mask, caches=caches)
+    x, _, caches = model.decode(last, None, mask, mask=real, caches=caches)
     return model.logits(x)[:, 0], caches
 
   reorder = lambda caches, parents: stack.take_hypotheses(

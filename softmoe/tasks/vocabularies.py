@@ -69,6 +69,11 @@ class OfTokens(task_lib.Task):
     data = dataclasses.replace(config.data, tokenizer=f'{kind}:{path}')
     return dataclasses.replace(config, data=data)
 
+  def filled(self, count: int) -> int:
+    """Returns the number of examples, so many or more, that fill groups."""
+    size = self.config.model.moe.group_size
+    return -(-count // size) * size
+
   def exchange(self, params: task_lib.Params) -> task_lib.Params:
     """Returns parameters as they are without `scan`."""
     return params | {

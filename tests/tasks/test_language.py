@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax import numpy as jnp
 
 from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
@@ -149,31 +148,6 @@ def test_run_keeps_its_tokenizer(config_of, tmp_path, capsys):
   assert [text[:3] for text in written] == ['one', 'two']
 
 
-@pytest.mark.slow
-def test_greedy_is_the_best_of_the_full_pass(config_of):
-  experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
-  params = jax.tree.map(lambda w: 3 * w, jax.jit(experiment.init_params)())
-  model = nnx.merge(experiment.graphdef, params)
-  prompt = jnp.array([[256, 5, 6], [256, 9, 2]])
-  how = generation.Sampling(6, temperature=0)
-  found = generation.generate(model, prompt, how, jax.random.key(0))
-  whole = jnp.concatenate([prompt, found], axis=1)
-  logits = jax.jit(lambda model, x: model.logits(model(x)[0]))(model, whole)
-  np.testing.assert_array_equal(jnp.argmax(logits, -1)[:, 2:-1], found)
-
-
-def test_draws():
-  logits = jnp.array([[0.0, 1.0, 2.0, 3.0]] * 500)
-  draw = lambda **how: np.asarray(
-    generation.pick(logits, generation.Sampling(1, **how), jax.random.key(0))
-  )
-  assert set(draw(top_k=2)) == {2, 3}
-  share = np.mean(draw(temperature=2.0) == 3)
-  expected = np.exp(1.5) / np.sum(np.exp(np.arange(4) / 2))
-  assert abs(share - expected) < 0.1
-  assert set(draw(temperature=0.0)) == {3}
-
-
 @pytest.mark.parametrize(
   ('changes', 'field'),
   [
@@ -187,9 +161,25 @@ def test_bad_fields(config_of, changes, field):
     _ = task.tokenizer
 
 
+def test_a_sample_has_to_fit_the_positions(config_of):
+  sample = language.SampleConfig(tokens=12, prompt='one')
+  fits = experiment_lib.build(config_of(sample=sample, mesh='data:8'))
+  assert len(fits.evaluators) == 1
+  sample = dataclasses.replace(sample, tokens=13)
+  config = config_of(sample=sample, mesh='data:8')
+  with pytest.raises(
+    UserError, match='config.sample.tokens: got 13; at most 12'
+  ):
+    _ = dataclasses.replace(
+      fits, config=config, task=language.Language(config)
+    ).evaluators
+
+
 def test_too_long_for_learned_positions(config_of):
-  experiment = experiment_lib.build(config_of(mesh='data:1'), jax.devices()[:1])
-  model = nnx.merge(experiment.graphdef, jax.jit(experiment.init_params)())
+  experiment = experiment_lib.build(config_of(mesh='data:8'))
+  zeros = lambda w: np.zeros(w.shape, w.dtype)
+  params = jax.tree.map(zeros, experiment.abstract_params)
+  model = nnx.merge(experiment.graphdef, params)
   with pytest.raises(UserError, match='at most 16, the positions'):
     how = generation.Sampling(20)
     experiment.task.write(model, ['one'], how)

@@ -141,6 +141,24 @@ def test_greedy_is_the_best_of_the_full_pass(config_of):
     np.testing.assert_array_equal(best[row, :stop], found[row, :stop])
 
 
+@pytest.mark.slow
+def test_groups_of_sentences_are_filled_up(config_of):
+  rng = np.random.default_rng(0)
+  draw = lambda w: rng.normal(size=w.shape).astype(w.dtype)
+  written, params = [], None
+  for size in (1, 4):
+    moe = dataclasses.replace(MOE, group_size=size)
+    model = dataclasses.replace(MODEL, moe=moe)
+    config = config_of(mesh='data:1', model=model)
+    experiment = experiment_lib.build(config, jax.devices()[:1])
+    params = params or jax.tree.map(draw, experiment.abstract_params)
+    model = nnx.merge(experiment.graphdef, params)
+    how = generation.Sampling(6, beam=2)
+    prompts = ['<2de> ja nein', 'danke']
+    written.append(experiment.task.write(model, prompts, how))
+  assert written[0] == written[1] and all(written[0])
+
+
 @pytest.mark.parametrize(
   'scan', [False, pytest.param(True, marks=pytest.mark.slow)]
 )
