@@ -59,7 +59,7 @@ def make(
     UserError: a field is wrong, or the images cannot be read or are too few.
   """
   data: Any = dataclasses.replace(task.config.data, source=config.source)
-  drawn = shots.draw(config)
+  drawn = shots.draw(config, data.max_pixels)
   features = jax.jit(functools.partial(_features, task, graphdef))
   # On every device whole, so that every process has all of them.
   see = lambda params, images: _see(features, params, images, data, mesh)

@@ -4,6 +4,7 @@ Axes: `s` seeds, `c` classes, `n` images.
 """
 
 import dataclasses
+import functools
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from softmoe import config as config_lib
 from softmoe.data import splits
 from softmoe.data.images import source as source_lib
 from softmoe.data.images import sources
+from softmoe.data.images.config import MAX_PIXELS
 from softmoe.errors import UserError, naming
 from softmoe.ranges import COUNT, SIZE, Range
 
@@ -68,14 +70,19 @@ class Draw(NamedTuple):
   ranked: Integer[np.ndarray, 's c n']
 
 
-def draw(config: FewshotConfig) -> Draw:
+def draw(config: FewshotConfig, max_pixels: int = MAX_PIXELS) -> Draw:
   """Returns which images are read; it follows from the config alone.
+
+  Args:
+    config: of the evaluation.
+    max_pixels: of an image that is decoded.
 
   Raises:
     UserError: a field is wrong, or the images cannot be read or are too few.
   """
   check(config)
-  source, labels = _open(config, config.train_split)
+  opened = functools.partial(_open, config, max_pixels)
+  source, labels = opened(config.train_split)
   classes = _classes(config, labels)
   most = max(config.shots)
   held_out, ranked = [], []
@@ -92,7 +99,11 @@ def draw(config: FewshotConfig) -> Draw:
     places = places[splits.fixed_order(len(places), (0, int(label)))]
     held_out.append(places[:aside])
     ranked.append(_shots(config, places[aside:], int(label)))
-  return _drawn(config, source, classes, labels, held_out, np.stack(ranked, 1))
+  others = [
+    _of_classes(config, split, classes, *opened(split)) if split else None
+    for split in (config.val_split, config.test_split)
+  ]
+  return _drawn(source, classes, labels, held_out, np.stack(ranked, 1), *others)
 
 
 def _shots(config: FewshotConfig, places: np.ndarray, label: int) -> np.ndarray:
@@ -106,27 +117,28 @@ def _shots(config: FewshotConfig, places: np.ndarray, label: int) -> np.ndarray:
   )
 
 
-def _drawn(config, source, classes, labels, held_out, ranked) -> Draw:
+def _drawn(source, classes, labels, held_out, ranked, val, test) -> Draw:
   """Returns the draw; places are those of the pool, not of the split."""
   held_out = np.concatenate(held_out)
   used = np.unique(np.concatenate([held_out, ranked.ravel()]))
   pool = Images(source, used, np.searchsorted(classes, labels[used]))
   return Draw(
     pool,
-    _of_classes(config, config.val_split, classes)
-    if config.val_split
-    else None,
-    _of_classes(config, config.test_split, classes),
+    val,
+    test,
     np.searchsorted(used, held_out),
     np.searchsorted(used, ranked),
   )
 
 
 def _of_classes(
-  config: FewshotConfig, split: str, classes: np.ndarray
+  config: FewshotConfig,
+  split: str,
+  classes: np.ndarray,
+  source: source_lib.Source,
+  labels: np.ndarray,
 ) -> Images:
   """Returns the images of a split, of those classes alone."""
-  source, labels = _open(config, split)
   known = np.isin(labels, classes)
   if not (known.all() or config.classes) or not known.any():
     raise UserError(
@@ -140,10 +152,10 @@ def _of_classes(
 
 
 def _open(
-  config: FewshotConfig, split: str
+  config: FewshotConfig, max_pixels: int, split: str
 ) -> tuple[source_lib.Source, np.ndarray]:
   with naming({'split': _field(config, split)}):
-    source = sources.open_source(config.source, split)
+    source = sources.open_source(config.source, split, max_pixels)
   labels = source.labels
   if labels is None:  # each example is read for its label
     labels = np.array([source[i]['label'] for i in range(len(source))])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image as pillow
 
 from softmoe.data.images import sources
 from softmoe.errors import UserError
@@ -64,6 +65,18 @@ def test_some_classes_alone():
     found, np.unique(labels_of('train')[drawn.pool.indices])
   )
   assert set(drawn.test.labels) == {0, 1, 2}
+
+
+def test_images_are_as_large_as_those_of_the_training_at_most(tmp_path):
+  for name in ('train/a/0', 'train/a/1', 'train/b/0', 'train/b/1', 'test/a/0'):
+    path = tmp_path / f'{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pillow.fromarray(np.zeros((4, 6), np.uint8)).save(path)
+  config = shots.FewshotConfig(source=f'folder:{tmp_path}', shots=(1,), seeds=1)
+  for images in (lambda drawn: drawn.pool, lambda drawn: drawn.test):
+    assert images(shots.draw(config, 24)).source[0]['image'].shape == (4, 6, 1)
+    with pytest.raises(UserError, match='at most 23 pixels'):
+      _ = images(shots.draw(config, 23)).source[0]
 
 
 @pytest.mark.parametrize(
