@@ -73,7 +73,7 @@ def _is_same(
   except UserError:
     return False
   value = folders_lib.read(path)
-  # `check` lets the data of a finished run lie elsewhere, as on another machine.
+  # `check` lets the data lie elsewhere, as it may on another machine.
   if experiment_lib.parse(value['config']).data.source != config.data.source:
     return False
   measured = {name.partition('/')[0] for name in value.get('metrics', {})}
