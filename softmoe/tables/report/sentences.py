@@ -1,7 +1,7 @@
 """What the figures say, in sentences computed from them."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from softmoe.tables.report.numbers import costs, statistics
 from softmoe.tables.report.numbers.costs import Cost
@@ -120,7 +120,7 @@ def at_equal_cost(
   """Returns a sentence for each group of the baseline that has the cost."""
   found = []
   for base in groups:
-    if baseline in (base.model, base.name) and base.values(metric.name):
+    if base.model == baseline and base.values(metric.name):
       verdicts = costs.verdicts(base, groups, cost, metric.name)
       if verdicts:
         found.append(_at_cost(base, verdicts, cost, metric))
@@ -165,13 +165,18 @@ def completeness(groups: list[Group], expected: Iterable[str]) -> str:
   return f'{len(finished)} of {len(expected)} runs are finished{tail}.'
 
 
-def lacks(groups: list[Group]) -> list[str]:
+def lacks(groups: list[Group], splits: Collection[str]) -> list[str]:
   """Returns a sentence for each metric that some runs lack.
 
   What a router tells is missed only where another run of its model has it.
+
+  Args:
+    groups: of the suite.
+    splits: of the suite; what else its evaluators measure is not missed.
   """
   names = dict.fromkeys(n for g in groups for r in g.runs for n in r.metrics)
-  return list(filter(None, (_lack(Metric(n), groups) for n in names)))
+  asked = [m for m in map(Metric, names) if m.is_of_all(splits)]
+  return list(filter(None, (_lack(m, groups) for m in asked)))
 
 
 def _lack(metric: Metric, groups: list[Group]) -> str:

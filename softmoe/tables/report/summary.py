@@ -68,9 +68,9 @@ def summarise(suite: Suite, name: str, folder: pathlib.Path) -> Summary:
       for text in sentences.at_equal_cost(found, suite.baseline, cost, metric)
     ],
     status=sentences.completeness(found, results.expected),
-    notes=[*results.problems, *sentences.lacks(found)],
+    notes=[*results.problems, *sentences.lacks(found, suite.splits)],
     table=table.build(found, suite.baseline, metric),
-    sections=sections.build(name, found, suite.baseline, metric),
+    sections=sections.build(name, found, suite),
     runs=results.runs,
     provenance=facts.provenance(results),
     commands=facts.commands(name),

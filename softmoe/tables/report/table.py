@@ -112,7 +112,7 @@ def _costs(groups: list[Group]) -> list[Column]:
     *((t, lambda g, key=key: _count(g.cost(key))) for t, key in counts.items()),
     *_scaled(groups, costs.INFERENCE_FLOPS, f'{{}}/{unit}'),
     *_scaled(groups, costs.TRAINING_FLOPS, 'training {}'),
-    *_scaled(groups, costs.INFERENCE_SECONDS, f'{{}}/{unit}'),
+    *_scaled(groups, costs.INFERENCE_SECONDS, '{}/example'),
     *_scaled(groups, costs.TRAINING_SECONDS, 'training {}'),
   ]
 
@@ -137,11 +137,14 @@ def _count(value: float | None) -> str:
 
 
 def _others(groups: list[Group], metric: Metric) -> list[Metric]:
-  """Returns qualities on all splits, and what else is told of the main one."""
+  """Returns qualities on all splits, and what else is told of the main one.
+
+  Thresholds that were tried have a plot instead.
+  """
   names = dict.fromkeys(n for g in groups for r in g.runs for n in r.metrics)
   return [
     m
     for m in map(Metric, names)
-    if m != metric
+    if m != metric and not m.is_at_threshold
     if m.is_quality or m.split == metric.split and (m.is_routing or m.is_loss)
   ]

@@ -17,7 +17,9 @@ def suite(models=MODELS, widths=WIDTHS, seeds=3):
   configs = {model: f'made_up:{model}' for model in models}
   points = [({'width': width}, {}) for width in widths]
   runs = suite_lib.product(configs, range(seeds), points)
-  return suite_lib.Suite('A made-up suite', runs, baseline='vit')
+  return suite_lib.Suite(
+    'A made-up suite', runs, baseline='vit', splits=('test', 'faces')
+  )
 
 
 def facts(run, **changes):

@@ -49,10 +49,18 @@ def test_an_unknown_suite_and_no_results_are_one_line(file, tmp_path):
     report(file, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['experts', 'placement', 'scale', 'tune'])
+@pytest.mark.parametrize(
+  'name', ['experts', 'placement', 'scale', 'scale_fashion', 'tune']
+)
 def test_sweeps_of_all_kinds(name, tmp_path):
-  """Two fields at once, words, no baseline, one seed: results are made up."""
+  """Two fields at once, words, no baseline, one seed: results are made up.
+
+  Whatever is swept, models are held against the baseline, if there is one.
+  """
   of = suite.load(suite.find(name))
   folder = made_up.write(tmp_path / name, of)
   tables.main(['report', name, f'--results={tmp_path}'])
   assert (folder / 'report.html').stat().st_size > 10_000
+  text = (folder / 'report.md').read_text()
+  assert (f'| over {of.baseline} |' in text) == bool(of.baseline)
+  assert (f' beside {of.baseline}' in text) == bool(of.baseline)

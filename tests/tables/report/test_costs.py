@@ -67,6 +67,36 @@ def test_no_line_where_two_fields_change_the_cost():
   assert [len(line) for line in lines] == [1, 1, 1]
 
 
+def test_no_line_along_words():
+  made = [
+    group('soft', {'blocks': blocks}, 0.5, cost)
+    for blocks, cost in (('last', 1.0), ('all', 2.0))
+  ]
+  lines = costs.lines(made, costs.TRAINING_FLOPS)
+  assert [len(line) for line in lines] == [1, 1]
+
+
+def test_a_line_is_named_by_what_its_groups_share():
+  base = group('vit', {'percent': 20}, 0.8, 2.0)
+  made = [
+    group('soft', {'from': start, 'percent': percent}, 0.5, percent / 10)
+    for start in ('dense', 'scratch')
+    for percent in (10, 50)
+  ]
+  found = costs.verdicts(
+    base, [base, *made], costs.TRAINING_FLOPS, 'test/accuracy'
+  )
+  labels = [verdict.label for verdict in found]
+  assert labels == ['soft, from dense', 'soft, from scratch']
+
+
+def test_a_cost_is_the_mean_of_what_the_seeds_learned():
+  one, other = group('xmoe', {}, 0.5, 1.0), group('xmoe', {}, 0.5, 2.0)
+  both = groups.Group('xmoe', (one.runs[0], other.runs[1]), 2, {})
+  assert both.cost('training_exaflop') == 1.5
+  assert both.cost('gflop') is None
+
+
 def test_verdicts_at_the_baselines_cost():
   base = group('vit', {'width': 64}, 0.8, 2.0)
   made = [
@@ -93,7 +123,9 @@ def test_verdicts_at_the_baselines_cost():
     (costs.TRAINING_FLOPS, 1.234e13, '12.3 teraFLOP'),
     (costs.INFERENCE_FLOPS, 4e6, '4 MFLOP'),
     (costs.INFERENCE_SECONDS, 4.69e-5, '46.9 µs'),
-    (costs.TRAINING_SECONDS, 160.0, '160 s'),
+    (costs.TRAINING_SECONDS, 40.0, '40 s'),
+    (costs.TRAINING_SECONDS, 150.0, '2.5 min'),
+    (costs.TRAINING_SECONDS, 90_000.0, '25 h'),
   ],
 )
 def test_in_a_unit_that_suits(cost, value, text):

@@ -53,6 +53,23 @@ def test_a_field_that_the_baseline_has_not_does_not_count(tmp_path):
   assert groups.fields(found) == {'experts': [8, 16]}
 
 
+def test_what_the_models_name_says_is_no_setting_of_it(tmp_path):
+  swept = [
+    suite.Run(f'soft, scale {s}', 'x:soft', 0, {'scale': s, 'steps': steps})
+    for steps in (10, 20)
+    for s in (1, 4)
+  ]
+  found = collect(tmp_path, suite.Suite('x', tuple(swept), 'soft, scale 1'))
+  assert [group.label for group in found] == [
+    'soft, scale 1, steps 10',
+    'soft, scale 4, steps 10',
+    'soft, scale 1, steps 20',
+    'soft, scale 4, steps 20',
+  ]
+  bases = [groups.baseline_of(g, found, 'soft, scale 1') for g in found]
+  assert bases == [None, found[0], None, found[2]]
+
+
 def test_a_value_that_some_seeds_lack(tmp_path):
   of = made_up.suite(('vit',), (32,))
   folder = made_up.write(tmp_path / 'made_up', of)

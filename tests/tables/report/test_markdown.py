@@ -74,8 +74,8 @@ def test_the_table(folder):
     'active',
     'MFLOP/image',
     'training teraFLOP',
-    'µs/image',
-    'training s',
+    'µs/example',
+    'training min',
     'faces accuracy (%)',
   ]
   assert rows[2][6:8] == ['–', '–'] and rows[3][-1] == '50.00 (n=1)'
@@ -84,6 +84,17 @@ def test_the_table(folder):
 def test_a_metric_that_a_run_lacks_is_said(folder):
   said = 'faces accuracy: 1 of 4 runs lack it (soft-width32-seed1).'
   assert said in report(folder)
+
+
+def test_what_an_evaluator_measures_of_some_models_is_not_missed(folder):
+  path = folder / 'soft-width32-seed0.json'
+  facts = json.loads(path.read_text())
+  facts['metrics'] |= {'pruned/accuracy': 0.6, 't0.5/accuracy': 0.7}
+  path.write_text(json.dumps(facts))
+  text = report(folder)
+  assert 'pruned accuracy (%)' in text and '60.00 (n=1)' in text
+  assert 'runs lack it' in text and 'pruned accuracy:' not in text
+  assert 't0.5' not in text
 
 
 def test_missing_runs_and_broken_files_are_said(folder):
@@ -101,7 +112,7 @@ def test_at_equal_cost_and_where_it_comes_from(folder):
     '+4.00 ± 12.71 points (2 pairs of seeds, not told from zero).'
   ) in text
   assert (
-    'At the training seconds of vit, width 32 (160 s): no other model has '
+    'At the training seconds of vit, width 32 (2.67 min): no other model has '
     'runs on both sides of it. Not compared, since no run is near: soft, '
     'width 32 (1.25 times).'
   ) in text

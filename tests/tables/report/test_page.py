@@ -149,7 +149,25 @@ def test_without_times_the_command_is_named(tmp_path):
   folder = made_up.write(tmp_path / 'made_up', of, timed=False)
   text = made_up.report(folder, of).read_text()
   assert 'No times yet: python -m softmoe.tables time made_up' in text
-  assert 'training seconds (s)' not in text
+  assert 'training seconds (' not in text
+
+
+def test_thresholds_that_were_tried_have_one_plot(tmp_path):
+  of = made_up.suite(('vit', 'soft'), (32,))
+  folder = made_up.write(tmp_path / 'made_up', of)
+  for path in folder.glob('soft-*-seed*.json'):
+    facts = json.loads(path.read_text())
+    for t in (0.9, 0.2):
+      facts['metrics'][f't{t}/accuracy'] = t
+      facts['metrics'][f't{t}/moe/wanted'] = 10 * t
+    path.write_text(json.dumps(facts))
+  page = made_up.report(folder, of).read_text()
+  (picture,) = [p for p in pictures(page) if 't0.2' in ET.tostring(p).decode()]
+  assert picture.get('aria-label') == 'accuracy by experts wanted'
+  tips = [t.text for t in picture.iter(f'{SVG}title')]
+  means = [tip for tip in tips if tip.startswith('soft, width 32')]
+  assert ['2 experts wanted' in tip for tip in means] == [True, False]
+  assert any(tip.startswith('vit, width 32') for tip in tips)
 
 
 def test_words_of_a_user_are_no_markup(tmp_path):

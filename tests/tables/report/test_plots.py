@@ -24,6 +24,23 @@ def test_ticks_are_round_and_inside(scale, ticks):
   assert scale.ticks() == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize(
+  ('value', 'words'),
+  [
+    (0, '0'),
+    (-0.25, '−0.25'),
+    (9500, '9500'),
+    (10_000, '1e4'),
+    (15_000, '1.5e4'),
+    (100_200, '1.002e5'),
+    (-20_000, '−2e4'),
+    (3e12, '3e12'),
+  ],
+)
+def test_a_tick_says_its_value(value, words):
+  assert axes.number(value) == words
+
+
 def test_a_scale_may_be_logarithmic():
   scale = axes.Scale(1, 100, 0, 200, log=True)
   assert scale(10) == pytest.approx(100)

@@ -7,6 +7,7 @@ from softmoe.tables.report.figures import (
   against_cost,
   by_field,
   by_model,
+  by_threshold,
   marks,
 )
 from softmoe.tables.report.figures.marks import Figure
@@ -15,6 +16,7 @@ from softmoe.tables.report.numbers import groups as groups_lib
 from softmoe.tables.report.numbers.costs import Cost
 from softmoe.tables.report.numbers.groups import Group
 from softmoe.tables.report.numbers.metric import Metric
+from softmoe.tables.suite import Suite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,15 @@ class Section:
   figures: list[Figure]
 
 
-def build(
-  suite: str, groups: list[Group], baseline: str, metric: Metric
-) -> list[Section]:
-  """Returns the sections that have something to show."""
-  maker = _Maker(suite, groups, baseline, metric)
+def build(name: str, groups: list[Group], suite: Suite) -> list[Section]:
+  """Returns the sections that have something to show.
+
+  Args:
+    name: of the suite, as commands take it.
+    groups: of its finished runs.
+    suite: whose they are.
+  """
+  maker = _Maker(name, groups, suite)
   flops = 'Quality against training FLOPs'
   inference = 'Quality against inference FLOPs'
   found = [
@@ -47,6 +53,7 @@ def build(
     maker.against('inference-flops', inference, costs.INFERENCE_FLOPS),
     maker.seconds(),
     *(maker.by(field) for field in groups_lib.fields(groups)),
+    maker.thresholds(),
     maker.models(),
     maker.curves(),
     maker.routing(),
@@ -57,15 +64,17 @@ def build(
 class _Maker:
   """Makes each section from the same groups in the same styles."""
 
-  def __init__(
-    self, suite: str, groups: list[Group], baseline: str, metric: Metric
-  ):
-    self._suite, self._groups = suite, groups
-    self._baseline, self._metric = baseline, metric
-    self._styles = marks.styles(groups, baseline)
+  def __init__(self, name: str, groups: list[Group], suite: Suite):
+    self._name, self._groups = name, groups
+    self._baseline, self._metric = suite.baseline, Metric(suite.metric)
+    self._splits = suite.splits
+    self._styles = marks.styles(groups, suite.baseline)
     names = dict.fromkeys(n for g in groups for r in g.runs for n in r.metrics)
-    self._metrics = [metric, *(Metric(n) for n in names if n != metric.name)]
-    self._qualities = [m for m in self._metrics if m.is_quality or m == metric]
+    found = [Metric(n) for n in dict.fromkeys([suite.metric, *names])]
+    self._metrics = [m for m in found if not m.is_at_threshold]
+    self._qualities = [
+      m for m in self._metrics if m.is_quality or m == self._metric
+    ]
 
   def differences(self) -> Section:
     figures = [
@@ -87,7 +96,7 @@ class _Maker:
     for cost in (costs.TRAINING_SECONDS, costs.INFERENCE_SECONDS):
       more, words = self._against(cost)
       figures, text = figures + more, list(dict.fromkeys([*text, *words]))
-    text = [SECONDS, *text] if text else [NO_TIMES.format(self._suite)]
+    text = [SECONDS, *text] if text else [NO_TIMES.format(self._name)]
     return Section('seconds', 'Quality against seconds', text, figures)
 
   def by(self, field: str) -> Section:
@@ -98,6 +107,13 @@ class _Maker:
         figures += by_field.quality(field, self._groups, metric, self._styles)
       figures += by_field.speed(field, self._groups, self._styles)
     return Section(f'by-{field}', f'By {groups_lib.short(field)}', [], figures)
+
+  def thresholds(self) -> Section:
+    figures = by_threshold.draw(
+      self._groups, self._baseline, self._metric, self._styles
+    )
+    text = [THRESHOLDS] * bool(figures)
+    return Section('thresholds', 'Thresholds tried', text, figures)
 
   def models(self) -> Section:
     figures = self._means(self._qualities)
@@ -127,6 +143,7 @@ class _Maker:
     figures = [
       figure
       for m in self._qualities
+      if m == self._metric or m.is_of_all(self._splits)
       for figure in against_cost.draw(self._groups, cost, m, self._styles)
     ]
     return figures, [*text, *[FRONTIER] * bool(figures)]
@@ -153,6 +170,10 @@ SECONDS = 'Seconds are those of each model timed alone, not of these runs.'
 NO_TIMES = (
   'No times yet: python -m softmoe.tables time {} times each model alone. The '
   'wall times of runs that shared the machine are not plotted.'
+)
+THRESHOLDS = (
+  'Each line is one trained model, run at several thresholds: the lower, the '
+  'fewer experts a token wants. What the others do at their cost is above.'
 )
 MEANS = (
   'The mean of each, its 95 % interval, its seeds. The axis does not begin at '

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from softmoe.tables.report.numbers import groups as groups_lib
 from softmoe.tables.report.numbers import statistics
@@ -17,7 +18,13 @@ _FLOPS = (
   (1e9, 'GFLOP'),
   (1e6, 'MFLOP'),
 )
-_SECONDS = ((1.0, 's'), (1e-3, 'ms'), (1e-6, 'µs'))
+_SECONDS = (
+  (3600.0, 'h'),
+  (60.0, 'min'),
+  (1.0, 's'),
+  (1e-3, 'ms'),
+  (1e-6, 'µs'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +90,13 @@ def lines(groups: list[Group], cost: Cost) -> list[list[Group]]:
 
   A line follows the one swept field that changes the cost, such as a width;
   each value of the others, such as the start of a router's scale, has its own.
-  Where several fields change it, no line says what is between two groups.
+  Where several fields change it, or one of words, no line says what is between
+  two groups.
   """
   priced = [g for g in groups if cost.of(g)]
-  dear = [f for f in groups_lib.fields(priced) if _is_priced(f, priced, cost)]
-  along = dear if len(dear) == 1 else []
+  fields = groups_lib.fields(priced)
+  dear = [f for f in fields if _is_priced(f, priced, cost)]
+  along = dear if len(dear) == 1 and _are_numbers(fields[dear[0]]) else []
   found: dict[tuple, list[Group]] = {}
   for group in priced:
     rest = tuple((f, v) for f, v in group.sweep.items() if f not in along)
@@ -104,6 +113,10 @@ def _is_priced(field: str, groups: list[Group], cost: Cost) -> bool:
     rest = tuple((f, v) for f, v in group.sweep.items() if f != field)
     alike.setdefault(rest, []).append(cost.of(group) or 0)
   return not all(is_same(max(c), min(c)) for c in alike.values())
+
+
+def _are_numbers(values: list[Any]) -> bool:
+  return all(isinstance(value, int | float) for value in values)
 
 
 def is_same(one: float, other: float) -> bool:
@@ -185,6 +198,16 @@ def _verdict(
     if quality is not None:
       reached[seed] = quality
   nearest = min((cost.of(g) or 0.0 for g in line), key=lambda c: abs(c - at))
-  label = line[0].label if len(line) == 1 else line[0].model
   apart = statistics.difference(reached, theirs)
-  return Verdict(label, apart, nearest / at, not is_same(nearest, at))
+  return Verdict(_label(line), apart, nearest / at, not is_same(nearest, at))
+
+
+def _label(line: list[Group]) -> str:
+  """Returns the model and what all groups of its line have in common."""
+  first, *others = line
+  shared = {
+    field: value
+    for field, value in first.sweep.items()
+    if all(g.sweep.get(field) == value for g in others)
+  }
+  return ', '.join([first.model, *groups_lib.pairs(shared)])

@@ -1,6 +1,7 @@
 """Runs that differ in nothing but the seed, and what they are held against."""
 
 import dataclasses
+import math
 from typing import Any
 
 from softmoe.tables.report.numbers import statistics
@@ -30,8 +31,13 @@ class Group:
 
   @property
   def sweep(self) -> dict[str, Any]:
-    """Returns the value of each swept field."""
-    return self.runs[0].sweep
+    """Returns the value of each swept field that the model's name leaves open.
+
+    Of 'soft, scale 4' the scale is none: it tells models apart, not settings.
+    """
+    said = self.model.split(', ')
+    sweep = self.runs[0].sweep.items()
+    return {f: value for f, value in sweep if _pair(f, value) not in said}
 
   @property
   def label(self) -> str:
@@ -47,14 +53,19 @@ class Group:
     return statistics.estimate(self.values(metric).values())
 
   def cost(self, name: str) -> float | None:
-    """Returns a cost, which is the same for all seeds."""
-    value = self.runs[0].costs.get(name)
-    return float(value) if isinstance(value, int | float) else None
+    """Returns a cost: a mean, since a seed may learn to want more experts."""
+    values = [run.costs.get(name) for run in self.runs]
+    known = [float(v) for v in values if isinstance(v, int | float)]
+    return math.fsum(known) / len(known) if known else None
 
 
 def pairs(sweep: dict[str, Any]) -> list[str]:
   """Returns the swept fields and their values, in words."""
-  return [f'{short(field)} {value}' for field, value in sweep.items()]
+  return [_pair(field, value) for field, value in sweep.items()]
+
+
+def _pair(field: str, value: Any) -> str:
+  return f'{short(field)} {value}'
 
 
 def short(field: str) -> str:
@@ -90,18 +101,17 @@ def baseline_of(
   """Returns what a group is held against: the baseline's at the same sweep.
 
   A field that the baseline does not sweep, such as the experts of a model that
-  has none, does not count. `baseline` may also name one group alone.
+  has none, does not count.
   """
   if group.model == baseline:
     return None
   alike = [
     g
     for g in groups
-    if g.name == baseline
-    or g.model == baseline
+    if g.model == baseline
     and all(group.sweep.get(f) == value for f, value in g.sweep.items())
   ]
-  return alike[0] if len(alike) == 1 and alike[0] is not group else None
+  return alike[0] if len(alike) == 1 else None
 
 
 def fields(groups: list[Group]) -> dict[str, list[Any]]:

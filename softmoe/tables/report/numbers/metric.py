@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Collection
 
 _LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'dropped', 'bits_per_byte')
 _FRACTIONS = ('accuracy', 'shot')  # of quality, written in percent
@@ -28,9 +29,8 @@ class Metric:
   def label(self) -> str:
     """Returns what a reader calls it: '10-shot accuracy'."""
     first, _, last = self.name.rpartition('/')
-    shots = re.fullmatch(r'(\d+)shot', last)
-    if shots:
-      return f'{shots[1]}-shot accuracy'
+    if self.is_fewshot:
+      return f'{last.removesuffix("shot")}-shot accuracy'
     if self.is_routing:
       return f'{_ROUTING[last]} ({first.removesuffix("/moe")})'
     return self.name.replace('/', ' ').replace('_', ' ')
@@ -39,6 +39,26 @@ class Metric:
   def split(self) -> str:
     """Returns what it was measured on, such as 'test'."""
     return self.name.partition('/')[0]
+
+  @property
+  def is_fewshot(self) -> bool:
+    """Tells whether it is an accuracy after a few images of each class."""
+    return re.fullmatch(r'\d+shot', self._last) is not None
+
+  @property
+  def is_at_threshold(self) -> bool:
+    """Tells whether it is of a threshold that was tried, as 't0.5/loss'."""
+    return re.fullmatch(r't(all|\d[\d.e-]*)', self.split) is not None
+
+  def is_of_all(self, splits: Collection[str]) -> bool:
+    """Tells whether every run of a suite has it, if its model can.
+
+    Evaluators may measure more, of some models alone.
+
+    Args:
+      splits: of the suite.
+    """
+    return self.split in splits or self.is_fewshot
 
   @property
   def is_percent(self) -> bool:

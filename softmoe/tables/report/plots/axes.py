@@ -92,10 +92,11 @@ def is_wide(values: Sequence[Length]) -> bool:
 
 
 def number(value: Length) -> str:
-  """Returns a tick's words."""
-  if abs(value) >= 10_000:
-    return f'{value:.0e}'.replace('e+0', 'e').replace('e+', 'e')
-  return f'{value:.4g}'.replace('-', '−')
+  """Returns a tick's words: '0.25', '5000', '1.5e4'."""
+  if abs(value) < 10_000:
+    return f'{value:.4g}'.replace('-', '−')
+  digits, power = f'{value:.5e}'.split('e')
+  return f'{float(digits):g}e{int(power)}'.replace('-', '−')
 
 
 def frame(
