@@ -70,7 +70,8 @@ class OptimizerConfig:
   b1: Annotated[float, SHARE] = 0.9
   b2: Annotated[float, SHARE] = 0.999
   momentum: Annotated[float, SHARE] = 0.9  # 'sgd' only
-  # (regex, rate) pairs; the first that matches a whole parameter path wins.
+  # (regex, rate) pairs; the first that matches a whole parameter path, without
+  # `scan`, wins.
   weight_decay: tuple[tuple[str, Annotated[float, Range(0, 1000)]], ...] = ()
   # Regexes of whole paths, without `scan`, of parameters that stay as they are.
   frozen: tuple[str, ...] = ()

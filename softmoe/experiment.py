@@ -187,7 +187,9 @@ def build(
     group_size=_group_size(layers),
     schedule=schedule,
     optimizer=steered.steered(
-      optimizer.make_optimizer(config.optimizer, schedule, params, shares),
+      optimizer.make_optimizer(
+        config.optimizer, schedule, task.exchange(params), shares, task.take
+      ),
       rules,
     ),
   )

@@ -1,10 +1,12 @@
 """The optimizer, by name, with weight decay by parameter path."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from softmoe.config import OptimizerConfig
@@ -21,6 +23,7 @@ def make_optimizer(
   schedule: optax.Schedule,
   params: Params,
   shares: Params | None = None,
+  take: Callable[[Params], Params] = lambda rates: rates,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation that `config` asks for.
 
@@ -33,15 +36,16 @@ def make_optimizer(
   Args:
     config: the optimizer; `accumulate` is the business of the train step.
     schedule: learning rate at a step.
-    params: the parameters, or their shapes: only their paths are read.
+    params: without `scan`, or their shapes: only their paths are read.
     shares: of the learning rate, for each parameter; see `optim.shares`.
+    take: from a tree like `params` to one like the parameters that are trained.
 
   Raises:
     UserError: an unknown name, or a decay rule that does not compile, applies
       to no parameter or stands beside 'adam'.
   """
   _check(config)
-  rates = decay_rates(params, config.weight_decay)
+  rates = take(decay_rates(params, config.weight_decay))
   optimizer = optax.chain(
     _clip(config.clip_norm),
     _SCALINGS[config.name](config),
@@ -72,11 +76,11 @@ def _float32(tree: Params) -> Params:
 
 
 def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
-  """Returns the weight decay of each parameter, a tree of floats.
+  """Returns the weight decay of each parameter, as arrays without axes.
 
   Args:
-    params: nested dicts; a path joins their keys by '/', for instance
-      'blocks/0/mlp/up/kernel'.
+    params: nested dicts, without `scan`; a path joins their keys by '/', for
+      instance 'blocks/0/mlp/up/kernel'.
     rules: (regex, rate) pairs; the first that matches the whole path gives the
       rate, and a path that none matches is not decayed.
 
@@ -91,8 +95,8 @@ def decay_rates(params: Params, rules: tuple[tuple[str, float], ...]) -> Params:
     for i, pattern in enumerate(patterns):
       if pattern.fullmatch(name):
         unused.discard(i)
-        return rules[i][1]
-    return 0.0
+        return np.asarray(rules[i][1], np.float32)
+    return np.zeros((), np.float32)
 
   rates = jax.tree_util.tree_map_with_path(rate, params)
   if unused:
@@ -124,12 +128,10 @@ def _clip(norm: float) -> optax.GradientTransformation:
 
 
 def _decay(rates: Params) -> optax.GradientTransformation:
-  def add(updates, params):
-    return jax.tree.map(
-      lambda u, p, rate: u + rate * p if rate else u, updates, params, rates
-    )
+  def add(u: jax.Array, p: jax.Array, rate: np.ndarray) -> jax.Array:
+    return u + shares_lib.times(p, rate) if np.any(rate) else u
 
-  return optax.stateless(add)
+  return optax.stateless(lambda u, p: jax.tree.map(add, u, p, rates))
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:

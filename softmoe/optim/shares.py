@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from flax import traverse_util
+from jaxtyping import Array, Float
 
 from softmoe.config import OptimizerConfig
 from softmoe.errors import UserError
@@ -59,18 +60,18 @@ def shared(
 
   def update(updates, state, params=None):
     some = jax.tree.map(lambda share: np.asarray(share > 0, np.float32), shares)
-    updates, state = optimizer.update(_times(updates, some), state, params)
-    return _times(updates, shares), state
+    updates = jax.tree.map(times, updates, some)
+    updates, state = optimizer.update(updates, state, params)
+    return jax.tree.map(times, updates, shares), state
 
   return optax.GradientTransformation(optimizer.init, update)
 
 
-def _times(updates: Params, shares: Params) -> Params:
-  def times(u: jax.Array, share: np.ndarray) -> jax.Array:
-    shape = (*share.shape, *(1,) * (u.ndim - share.ndim))
-    return u * share.reshape(shape)
-
-  return jax.tree.map(times, updates, shares)
+def times(
+  w: Float[Array, '*n'], share: Float[np.ndarray, '...']
+) -> Float[Array, '*n']:
+  """Returns w times a number, or one for each block of a `scan`."""
+  return w * share.reshape((*share.shape, *(1,) * (w.ndim - share.ndim)))
 
 
 def _frozen(patterns: tuple[str, ...], paths: list[str]) -> set[str]:

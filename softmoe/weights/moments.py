@@ -57,7 +57,8 @@ def _saved(
     if memory.NAMES.get(other.name) != memory.NAMES[config.optimizer.name]:
       expected = f'False: {config.init} was trained by {other.name!r}'
       raise UserError(_FIELD, True, expected)
-    made = optimizer.make_optimizer(other, lambda step: 0.0, source.saved)
+    exchanged, take = source.exchange(source.saved), source.task.take
+    made = optimizer.make_optimizer(other, lambda _: 0.0, exchanged, take=take)
     shapes = jax.eval_shape(made.init, source.saved)
     # Counts have no place yet.
     whole = jax.NamedSharding(experiment.mesh, jax.P())

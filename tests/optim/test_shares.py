@@ -87,20 +87,21 @@ def test_shares_are_of_the_whole_update_and_frozen_gradients_are_in_no_norm(
   np.testing.assert_allclose(found['scalar'], half, rtol=1e-6)
 
 
-def test_blocks_of_a_scan_have_shares_of_their_own(tiny):
+def test_blocks_of_a_scan_have_shares_and_decay_of_their_own(tiny):
   config = tiny(
     'vit', mesh='data:1', model__depth=4, model__scan=True,
     optimizer__layer_decay=0.5, optimizer__frozen=('blocks/2/.*',),
+    optimizer__weight_decay=(('blocks/1/.*', 0.0), ('blocks/.*', 0.1)),
     optimizer__name='sgd', optimizer__learning_rate=1.0,
     optimizer__momentum=0.0, optimizer__schedule__name='constant',
   )  # fmt: skip
   experiment = experiment_lib.build(config, devices=jax.devices()[:1])
-  params = experiment.init_params()
-  ones = jax.tree.map(jnp.ones_like, params)
+  ones = lambda w: jnp.ones(w.shape, w.dtype)
+  params = jax.tree.map(ones, experiment.abstract_params)
   tx = experiment.optimizer
-  updates, _ = tx.update(ones, tx.init(params), params)
+  updates, _ = tx.update(params, tx.init(params), params)
   bias = updates['blocks'][0]['mlp']['up']['bias']
-  np.testing.assert_allclose(-bias[:, 0], [0.0625, 0.125, 0, 0.5])
+  np.testing.assert_allclose(-bias[:, 0], [0.0625 * 1.1, 0.125, 0, 0.5 * 1.1])
   np.testing.assert_allclose(-updates['head']['bias'], 1)
   np.testing.assert_allclose(-updates['patches']['position'], 0.03125)
 
