@@ -47,7 +47,7 @@ def plan(config: ml_collections.ConfigDict, target: str, program: str) -> dict:
     experiment_lib.parse(config),
     targets.open_target(target),
     which=(program,),
-    cache=compiling.default_cache(),
+    cache=compiling.open_cache(''),
   )
 
 

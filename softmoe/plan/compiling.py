@@ -56,18 +56,13 @@ class Compiled:
   seconds: float = 0.0
 
 
-def default_cache() -> pathlib.Path:
-  """Returns the directory that results are kept in unless another is named."""
-  return compilation_cache.folder('plan')
-
-
 def open_cache(path: str) -> pathlib.Path:
   """Returns the directory of that path, which is made; '': the default one.
 
   Raises:
     UserError: it cannot be written to.
   """
-  cache = pathlib.Path(path).expanduser() if path else default_cache()
+  cache = _find_cache(path)
   try:
     cache.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -76,6 +71,15 @@ def open_cache(path: str) -> pathlib.Path:
   if not os.access(cache, os.W_OK | os.X_OK):
     raise UserError('--cache', str(cache), 'a writable directory')
   return cache
+
+
+def _find_cache(path: str) -> pathlib.Path:
+  try:
+    folder = compilation_cache.folder
+    return pathlib.Path(path).expanduser() if path else folder('plan')
+  except RuntimeError as e:
+    expected = 'the full path of a directory: there is no home to look in'
+    raise UserError('--cache', path, expected) from e
 
 
 def compile_program(

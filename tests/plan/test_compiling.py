@@ -1,11 +1,13 @@
 """Compiled once, and what is said of a program that is too large."""
 
 import dataclasses
+import os.path
 
 import jax
 import pytest
 from jax import numpy as jnp
 
+from softmoe.errors import UserError
 from softmoe.plan import compiling, targets
 
 GIB = 2**30
@@ -100,6 +102,16 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch, target):
     compiling.compile_program(trace(), target, None)
 
 
-def test_the_cache_is_where_the_system_has_caches(monkeypatch):
-  monkeypatch.setenv('XDG_CACHE_HOME', '/caches')
-  assert str(compiling.default_cache()) == '/caches/softmoe/plan'
+def test_the_cache_is_where_the_system_has_caches(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  cache = compiling.open_cache('')
+  assert cache == tmp_path / 'softmoe' / 'plan'
+  assert cache.is_dir()
+
+
+@pytest.mark.parametrize('path', ['', '~/plan', '~no-such-user/plan'])
+def test_without_a_home_the_cache_has_to_be_named(monkeypatch, path):
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  with pytest.raises(UserError, match='--cache: got .*; the full path'):
+    compiling.open_cache(path)
