@@ -91,6 +91,22 @@ def test_heap_is_for_linux(replaced, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ('given', 'share'),
+  [
+    ({}, str(launch.GPU_SHARE)),
+    ({'XLA_CLIENT_MEM_FRACTION': ''}, str(launch.GPU_SHARE)),
+    ({'XLA_CLIENT_MEM_FRACTION': '.5'}, '.5'),
+    ({'XLA_PYTHON_CLIENT_MEM_FRACTION': '.5'}, None),  # both are an error
+  ],
+)
+def test_a_share_of_a_gpu_that_is_set_stays(monkeypatch, given, share):
+  environment = dict(given)
+  monkeypatch.setattr(launch.os, 'environ', environment)
+  launch.share_gpus()
+  assert environment.get('XLA_CLIENT_MEM_FRACTION') == share
+
+
+@pytest.mark.parametrize(
   ('error', 'code', 'text'),
   [
     (
