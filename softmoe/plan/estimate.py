@@ -10,7 +10,7 @@ import jax
 
 from softmoe import config as config_lib
 from softmoe import experiment as experiment_lib
-from softmoe.costs import flops
+from softmoe.costs import chips, flops
 from softmoe.models import attention
 from softmoe.plan import (
   collectives,
@@ -23,6 +23,7 @@ from softmoe.plan import (
   targets,
   traffic,
 )
+from softmoe.process import launch
 from softmoe.runs import state as state_lib
 
 
@@ -33,7 +34,10 @@ def estimate(
   which: tuple[str, ...] = (programs.TRAIN, programs.INFERENCE),
   cache: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """Returns all that is known, JSON-ready; bytes and FLOPs are of one device.
+  """Returns all that is known, JSON-ready.
+
+  Bytes and FLOPs are of one device, but for `whole_state_bytes`: parameters and
+  optimizer on all of them.
 
   Args:
     config: of the experiment; its data is not looked at.
@@ -62,7 +66,9 @@ def estimate(
     'attention': _attention(config, target),
   }
   for program in which:
-    report[program] = _program(experiment, target, program, cost, cache)
+    training = program == programs.TRAIN
+    own = flops.forward(config, training=True) if training else cost
+    report[program] = _program(experiment, target, program, own, cache)
   if programs.TRAIN in which:
     report[programs.TRAIN] |= _training(
       experiment, target, report[programs.TRAIN]
@@ -110,7 +116,7 @@ def _program(experiment, target, program, cost, cache) -> dict[str, Any]:
 def _memory(
   compiled: compiling.Compiled, target: targets.Target
 ) -> dict[str, Any]:
-  limit = compiled.limit or (target.chip.memory if target.chip else 0)
+  limit = compiled.limit or _limit(target.chip)
   fits = bool(compiled.text) and (not limit or compiled.needed <= limit)
   return {
     'arguments': compiled.arguments,
@@ -118,9 +124,16 @@ def _memory(
     'temporaries': compiled.temporaries,
     'code': compiled.code,
     'total': compiled.needed,
-    'limit': int(limit),
+    'limit': limit,
     'fits': fits,
   }
+
+
+def _limit(chip: chips.Chip | None) -> int:
+  """Returns the bytes that a training may use; 0: nobody knows."""
+  if chip is None:
+    return 0
+  return chip.memory if chip.dims else int(chip.memory * launch.GPU_SHARE)
 
 
 def _load(experiment, target, jaxpr, units, program) -> dict[str, Any]:
@@ -148,6 +161,7 @@ def _load(experiment, target, jaxpr, units, program) -> dict[str, Any]:
     'loops': any(
       turns > 1 or not sure for _, turns, sure in program.executed()
     ),
+    'open_loops': program.has_open_loops(),
   }
   if times is None or target.chip is None:
     return report
@@ -187,8 +201,11 @@ def _kernel_bytes(target, jaxpr, program) -> int:
 def _training(experiment, target, step) -> dict[str, Any]:
   """Returns what a training step has beside that."""
   state = state_lib.abstract(experiment)
+  optimizer = state['opt_state'], state['ema']
+  whole = jax.tree.leaves((state['params'], optimizer))
   result: dict[str, Any] = {
-    'optimizer_bytes': _bytes((state['opt_state'], state['ema']))
+    'optimizer_bytes': _bytes(optimizer),
+    'whole_state_bytes': sum(x.size * x.dtype.itemsize for x in whole),
   }
   seconds = step.get('seconds')
   if seconds:

@@ -108,6 +108,14 @@ class Program:
     """
     yield from self._walk(self.entry, 1, True)
 
+  def has_open_loops(self) -> bool:
+    """Tells whether a loop runs whose number of turns only the data know."""
+    return any(
+      instruction.opcode == 'while' and self.trip_count(instruction) is None
+      for computation, _, _ in self.executed()
+      for instruction in computation.instructions.values()
+    )
+
   def most_rounds(self) -> int:
     """Returns the most rounds that any dropless experts may need."""
     every = dataclasses.replace(self, worst=True).executed()

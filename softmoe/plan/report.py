@@ -90,8 +90,22 @@ def _memory(name: str) -> Callable[[dict[str, Any]], str | None]:
   return lambda part: _bytes(part['memory'][name])
 
 
-def _tera(name: str) -> Callable[[dict[str, Any]], str | None]:
+def _tera(name: str) -> Callable[[dict[str, Any]], str]:
   return lambda part: f'{part["flops"][name] / 1e12:,.3f} T'
+
+
+def _least(text: str, sure: bool) -> str:
+  return text if sure else f'{text} at least'
+
+
+def _program_flops(part: dict[str, Any]) -> str:
+  return _least(_tera('program')(part), part['flops']['exact'])
+
+
+def _traffic(part: dict[str, Any]) -> str | None:
+  if 'traffic' not in part:
+    return None
+  return _least(_bytes(part['traffic']), not part['open_loops'])
 
 
 def _worst(value: Callable[[dict[str, Any]], str | None]):
@@ -151,9 +165,9 @@ _PROGRAM: list[Row] = [
   ('memory of a device', _memory('limit')),
   ('fits', _fits),
   ('FLOP of the model, a device *', _tera('model')),
-  ('FLOP of the program, a device', _tera('program')),
+  ('FLOP of the program, a device', _program_flops),
   ("FLOP by the compiler's count", _unlooped(lambda p: p['flops']['compiler'])),
-  ('memory traffic a device', _optional('traffic', _bytes)),
+  ('memory traffic a device', _traffic),
   ('compute *', _seconds('compute')),
   ('memory *', _seconds('memory')),
   ('interconnect *', _seconds('interconnect')),

@@ -7,6 +7,7 @@ from typing import Any
 
 from softmoe import config as config_lib
 from softmoe.plan import estimate, programs, targets
+from softmoe.tasks import registry
 
 _FIELDS = (
   'mesh',
@@ -26,7 +27,8 @@ def suggest(
 
   Changes add up, the cheap ones first: rematerialisation, dense weights split
   over ever more devices, micro-batches; all of these compute the same. At last
-  the batch is halved, which does not.
+  the batch is made smaller, which does not: that of a micro-batch, or, where a
+  loss is no sum over the examples, halved again and again.
 
   Args:
     config: of a training step that does not fit.
@@ -38,11 +40,10 @@ def suggest(
     'changes': {field: new value}, 'tried': number of programs compiled, and
     'train': the report of the training step.
   """
-  devices = len(target.devices)
   limit = report['train']['memory']['limit']
   state_bytes = report['parameter_bytes'] + report['train']['optimizer_bytes']
   state_fits = state_bytes < limit
-  if _least_state(report, state_bytes, devices) > limit:
+  if report['train']['whole_state_bytes'] / len(target.devices) > limit:
     return None  # whatever the batch: nothing needs to be compiled
   candidates = _candidates(config, report, state_fits)
   for tried, candidate in enumerate(candidates, start=1):
@@ -53,14 +54,6 @@ def suggest(
       changes = _changes(config, candidate)
       return {'changes': changes, 'tried': tried, 'train': new['train']}
   return None
-
-
-def _least_state(
-  report: dict[str, Any], state_bytes: int, devices: int
-) -> float:
-  """Returns the bytes of a device where all share the state alike."""
-  whole = report['parameters'] * 4  # float32
-  return state_bytes / report['parameter_bytes'] * whole / devices
 
 
 def _candidates(
@@ -77,10 +70,8 @@ def _candidates(
     config = dataclasses.replace(config, mesh=mesh)
     yield config
   least = report['group_size'] * report['devices']  # examples of a batch
-  for smaller in (_accumulated, _halved):
-    while (new := smaller(config, least)) is not None:
-      config = new
-      yield config
+  additive = registry.find(config.task).additive
+  yield from (_in_parts if additive else _halved)(config, least)
 
 
 def _meshes(sizes: dict[str, int]) -> Iterator[str]:
@@ -91,22 +82,33 @@ def _meshes(sizes: dict[str, int]) -> Iterator[str]:
     yield ','.join(f'{axis}:{size}' for axis, size in sizes.items())
 
 
-def _accumulated(
+def _in_parts(
   config: config_lib.Config, least: int
-) -> config_lib.Config | None:
-  parts = config.optimizer.accumulate * 2
-  if config.data.batch_size % (parts * least):
-    return None
-  optimizer = dataclasses.replace(config.optimizer, accumulate=parts)
-  return dataclasses.replace(config, optimizer=optimizer)
-
-
-def _halved(config: config_lib.Config, least: int) -> config_lib.Config | None:
+) -> Iterator[config_lib.Config]:
+  """Yields ever smaller micro-batches, at last one of them as the batch."""
   parts, size = config.optimizer.accumulate, config.data.batch_size
-  if parts == 1 or size % (2 * least):
-    return None
-  optimizer = dataclasses.replace(config.optimizer, accumulate=parts // 2)
-  data = dataclasses.replace(config.data, batch_size=size // 2)
+  while size % (2 * parts * least) == 0:
+    parts *= 2
+    yield _sized(config, parts, size)
+  if parts > 1:
+    yield _sized(config, 1, size // parts)
+
+
+def _halved(
+  config: config_lib.Config, least: int
+) -> Iterator[config_lib.Config]:
+  """Yields ever smaller batches."""
+  size = config.data.batch_size
+  while size % (2 * least) == 0:
+    size //= 2
+    yield _sized(config, 1, size)
+
+
+def _sized(
+  config: config_lib.Config, parts: int, size: int
+) -> config_lib.Config:
+  optimizer = dataclasses.replace(config.optimizer, accumulate=parts)
+  data = dataclasses.replace(config.data, batch_size=size)
   return dataclasses.replace(config, optimizer=optimizer, data=data)
 
 

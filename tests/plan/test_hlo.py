@@ -30,13 +30,16 @@ def test_a_scan_runs_as_often_as_it_is_long_also_inside_another():
 
   program = compiled(function, jnp.ones((8, 8)))
   assert times(program) == {(1, True), (5, True), (15, True)}
+  assert not program.has_open_loops()
 
 
 def test_a_loop_that_the_data_end_is_counted_once_and_marked():
   halve = lambda x: jax.lax.while_loop(
     lambda x: jnp.sum(x) > 1, lambda x: jnp.sin(x @ x), x
   )
-  assert (1, False) in times(compiled(halve, jnp.ones((8, 8))))
+  program = compiled(halve, jnp.ones((8, 8)))
+  assert (1, False) in times(program)
+  assert program.has_open_loops()
 
 
 @pytest.mark.parametrize('derive', [lambda f: f, lambda f: jax.grad(f, 1)])
@@ -66,6 +69,7 @@ def test_branches_count_each_and_are_marked():
 
   program = compiled(function, jnp.int32(1), jnp.ones((64, 64)))
   assert [turn for turn in program.executed() if not turn[2]]
+  assert not program.has_open_loops()
 
 
 def test_a_line_is_read_with_its_layouts_comments_and_attributes():

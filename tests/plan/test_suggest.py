@@ -5,6 +5,7 @@ import pytest
 from softmoe import experiment as experiment_lib
 from softmoe import sharding
 from softmoe.plan import estimate, programs, suggest, targets
+from tests.tasks import tiny_pairs
 
 
 @pytest.mark.slow
@@ -20,8 +21,19 @@ def test_cheap_changes_come_first_and_all_can_be_built(tiny):
     'data:1,fsdp:8,expert:1',
   ]
   parts = [new.optimizer.accumulate for new in tried[3:]]
-  assert parts == [1, 2, 4, 8, 4, 2, 1]
-  assert [new.data.batch_size for new in tried[7:]] == [32, 16, 8]
+  assert parts == [1, 2, 4, 8, 1]
+  assert [new.data.batch_size for new in tried[6:]] == [64, 8]
+  for new in tried:
+    experiment_lib.build(new)
+
+
+def test_a_loss_that_is_no_sum_has_its_batch_halved():
+  config = tiny_pairs.config(mesh='data:1,fsdp:8', data={'batch_size': 64})
+  tried = [*suggest._candidates(config, report(config, 0), False)]
+  smaller = [suggest._changes(config, new) for new in tried]
+  assert smaller == [
+    {'model.remat': True, 'data.batch_size': size} for size in (32, 16, 8)
+  ]
   for new in tried:
     experiment_lib.build(new)
 
@@ -49,9 +61,12 @@ def report(config, limit):
     'mesh': sizes,
     'devices': 8,
     'group_size': 1,
-    'parameters': STATE // 12,  # a third of the state, in float32
     'parameter_bytes': state // 3,
-    programs.TRAIN: {'optimizer_bytes': state * 2 // 3, 'memory': memory},
+    programs.TRAIN: {
+      'optimizer_bytes': state * 2 // 3,
+      'whole_state_bytes': STATE,
+      'memory': memory,
+    },
   }
 
 
