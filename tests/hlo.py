@@ -35,7 +35,8 @@ def collectives(text: str, num_devices: int) -> list[Collective]:
       kind = instruction.opcode.removesuffix('-start')
       if kind not in collectives_lib.KINDS:
         continue
-      group = collectives_lib.first_group(instruction.attributes, num_devices)
+      attributes = instruction.attributes
+      group = collectives_lib.find_groups(attributes, num_devices)[0]
       name = re.search(r'op_name="([^"]*)"', instruction.attributes)
       shapes = tuple(
         tuple(map(int, filter(None, sizes.split(','))))

@@ -17,6 +17,7 @@ KINDS = (
   'collective-permute',
   'collective-broadcast',
 )
+_PAIRS = re.compile(r'source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Collective:
     count: how often it runs in a step.
     sent: bytes that a device sends each time, as a ring would: all but its own
       part of an all-to-all, twice that of an all-reduce.
-    group: the devices of the first group, by their place in the mesh.
+    groups: of devices, by their place in the mesh, that do it side by side: all
+      pairs of a permute; of others, whose groups are alike, the first.
     name: where it comes from, as JAX says.
   """
 
   kind: str
   count: int
   sent: int
-  group: tuple[int, ...]
+  groups: tuple[tuple[int, ...], ...]
   name: str
 
 
@@ -50,7 +52,7 @@ def find(program: hlo.Program, num_devices: int) -> list[Collective]:
       kind = instruction.opcode.removesuffix('-start')
       if kind in KINDS:
         found.append(_collective(computation, instruction, times, num_devices))
-  return [c for c in found if len(c.group) > 1]
+  return [c for c in found if any(len(group) > 1 for group in c.groups)]
 
 
 def summary(collectives: list[Collective]) -> dict[str, dict[str, int]]:
@@ -65,14 +67,14 @@ def summary(collectives: list[Collective]) -> dict[str, dict[str, int]]:
 
 def _collective(computation, instruction, times, num_devices) -> Collective:
   kind = instruction.opcode.removesuffix('-start')
-  group = first_group(instruction.attributes, num_devices)
+  groups = find_groups(instruction.attributes, num_devices)
   shapes = [computation.instructions[o].shape for o in instruction.operands]
   operands = sum(map(hlo.num_bytes, shapes))
   return Collective(
     kind,
     times,
-    _sent(kind, operands, len(group)),
-    group,
+    _sent(kind, operands, len(groups[0])),
+    groups,
     instruction.op_name(),
   )
 
@@ -89,17 +91,22 @@ def _sent(kind: str, operands: int, devices: int) -> int:
   return others
 
 
-def first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
-  if 'source_target_pairs=' in attributes:
-    pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes)
-    return tuple(map(int, pairs.groups())) if pairs else ()
+def find_groups(
+  attributes: str, num_devices: int
+) -> tuple[tuple[int, ...], ...]:
+  """Returns the groups of a collective: see `Collective`."""
+  if pairs := _PAIRS.search(attributes):
+    return tuple(
+      (int(source), int(target))
+      for source, target in re.findall(r'(\d+),(\d+)', pairs.group(1))
+    )
   found = re.search(r'replica_groups=', attributes)
   if not found:
-    return tuple(range(num_devices))
-  return _parse_groups(attributes[found.end() :], num_devices)
+    return (tuple(range(num_devices)),)
+  return (_first_group(attributes[found.end() :], num_devices),)
 
 
-def _parse_groups(text: str, num_devices: int) -> tuple[int, ...]:
+def _first_group(text: str, num_devices: int) -> tuple[int, ...]:
   """Reads `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` or `mesh['a'=2,...] {'a'}`."""
   if text.startswith('{{'):
     return tuple(map(int, text[2 : text.index('}')].split(',')))

@@ -6,6 +6,7 @@ link that helps, all at once, as good algorithms on a torus do:
 
 - all-to-all: half of the bytes cross the middle of the torus's longest side.
 - all-reduce, all-gather, reduce-scatter: rings along every side at once.
+- collective-permute: as long as its slowest pair takes.
 - between hosts of GPUs, all that leaves a host goes over its network cards.
 """
 
@@ -20,6 +21,8 @@ from softmoe.costs import chips
 from softmoe.plan import collectives as collectives_lib
 from softmoe.plan import hlo, targets
 
+# Kinds whose every byte is for one device: nothing is added up within a host.
+_FROM_ONE_TO_ANOTHER = ('all-to-all', 'collective-permute')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -73,7 +76,11 @@ def times(
     flops / chip.flops,
     num_bytes / chip.bandwidth,
     math.fsum(
-      c.count * _seconds(chip, target.shape, [devices[i] for i in c.group], c)
+      c.count
+      * max(
+        _seconds(chip, target.shape, [devices[i] for i in group], c)
+        for group in c.groups
+      )
       for c in collectives
     ),
   )
@@ -134,7 +141,9 @@ def _is_ring(
   """
   if side != shape[i]:
     return False
-  return shape[i] % (4 if chip.dims == 3 else 16) == 0
+  if chip.dims == 3:
+    return all(n % 4 == 0 for n in shape)
+  return shape[i] % 16 == 0
 
 
 def _switched_seconds(
@@ -144,7 +153,7 @@ def _switched_seconds(
   if len(hosts) == 1:
     return collective.sent / chip.link
   local, devices = max(hosts.values()), len(group)
-  if collective.kind.endswith('all-to-all'):
+  if collective.kind.endswith(_FROM_ONE_TO_ANOTHER):
     outside = collective.sent * (devices - local) / (devices - 1)
     return outside / chip.network
   # Within each host first, then each card its share between the hosts.

@@ -84,9 +84,9 @@ def _looked_at(program, computation, user, index, value) -> int:
   if user.opcode == 'fusion' and whole:
     fused = program.computations[user.attribute('calls')]
     return min(whole, _used(program, fused, _parameter(fused, index)))
-  if index == 0 and user.opcode in _SLICES:
-    return min(whole, hlo.num_bytes(user.shape))
   opcode = user.opcode.removesuffix('-start')
+  if index == 0 and opcode in _SLICES:
+    return min(whole, _returned(computation, user))
   return 0 if _UPDATED.get(opcode) == index else whole
 
 
@@ -113,17 +113,23 @@ def _parameter(fused: hlo.Computation, index: int) -> hlo.Instruction:
   )
 
 
+def _returned(computation, instruction, memory=False) -> int:
+  """Returns the bytes of the result, `memory` as of `hlo.num_bytes`."""
+  whole = hlo.num_bytes(instruction.shape, memory)
+  opcode = instruction.opcode
+  if not opcode.endswith('-start') or opcode == 'all-reduce-start':
+    return whole
+  # What others start comes with the operands, and then with the result.
+  operands = (computation.instructions[n] for n in instruction.operands)
+  return max(whole - sum(hlo.num_bytes(o.shape, memory) for o in operands), 0)
+
+
 def _written(program, computation, instruction) -> int:
   """Returns the bytes that an instruction writes to main memory."""
-  whole = hlo.num_bytes(instruction.shape, memory=True)
+  whole = _returned(computation, instruction, memory=True)
   if not whole:
     return 0
   operands = [computation.instructions[n] for n in instruction.operands]
-  if instruction.opcode.endswith('-start'):
-    # What is in flight comes with the operands, and first with the result.
-    return max(
-      whole - sum(hlo.num_bytes(o.shape, memory=True) for o in operands), 0
-    )
   if instruction.opcode == 'dynamic-update-slice':
     return hlo.num_bytes(operands[1].shape)
   if instruction.opcode == 'bitcast' and computation.name != program.entry:

@@ -78,7 +78,7 @@ def test_kind_bytes_and_group(find, kind, function, out, sent, group):
   (found,) = find(function, out)
   assert (found.kind, found.count) == (kind, 1)
   assert found.sent == sent
-  assert found.group == group
+  assert found.groups[0] == group
 
 
 def test_those_of_a_loop_count_as_often_as_it_runs(find):
@@ -105,7 +105,8 @@ def test_those_of_a_loop_count_as_often_as_it_runs(find):
 )
 def test_forms_of_replica_groups(groups, first):
   attributes = f', channel_id=1, replica_groups={groups}, dimensions={{0}}'
-  assert tuple(sorted(collectives.first_group(attributes, 4))) == first
+  (group,) = collectives.find_groups(attributes, 4)
+  assert tuple(sorted(group)) == first
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,17 @@ def test_forms_of_replica_groups(groups, first):
 )
 def test_an_unknown_form_is_not_guessed(groups):
   with pytest.raises(ValueError, match='unknown form'):
-    collectives.first_group(f', replica_groups={groups}, dimensions={{0}}', 4)
+    collectives.find_groups(f', replica_groups={groups}, dimensions={{0}}', 4)
+
+
+def test_all_pairs_of_a_permute(find):
+  pairs = [(i, (i + 1) % 4) for i in range(4)]
+  (found,) = find(
+    lambda x: jax.lax.ppermute(x, 'expert', pairs), P('data', 'expert')
+  )
+  assert sorted(found.groups) == sorted(
+    (i + row, j + row) for i, j in pairs for row in (0, 4)
+  )
 
 
 def test_a_start_and_its_done_are_one():
@@ -128,7 +139,7 @@ replica_groups=[1,2]<=[2], dimensions={0}, metadata={op_name="jit(f)/x"}
 """
   (found,) = collectives.find(hlo.parse(text), 2)
   assert found == collectives.Collective(
-    'all-gather', 1, 16, (0, 1), 'jit(f)/x'
+    'all-gather', 1, 16, ((0, 1),), 'jit(f)/x'
   )
 
 

@@ -27,9 +27,10 @@ def hosts(num_hosts, gpus):
   return targets.Target('', chip, devices, (num_hosts, gpus), ''), devices
 
 
-def seconds(slice_, kind, sent, group, count=1):
+def seconds(slice_, kind, sent, *groups, count=1):
   target, devices = slice_
-  each = collectives.Collective(kind, count, sent, tuple(group), '')
+  groups = tuple(map(tuple, groups))
+  each = collectives.Collective(kind, count, sent, groups, '')
   return roofline.times(target, devices, 0.0, 0, [each]).interconnect
 
 
@@ -64,11 +65,33 @@ def test_a_mesh_that_is_no_torus_has_half_the_links():
   )
 
 
+def test_a_slice_of_less_than_cubes_has_no_rings():
+  """Nor have its sides of 4 chips: a cube has 4 along all three."""
+  line = torus('v4', 2, 4, 4)
+  assert seconds(line, 'all-to-all', 10**9, range(32)) == pytest.approx(
+    10**9 * 4 / 4 / 50e9
+  )
+  assert seconds(line, 'all-reduce', 10**9, range(32)) == pytest.approx(
+    10**9 / (3 * 50e9)
+  )
+
+
+def test_a_permute_is_as_slow_as_its_slowest_pair():
+  """A ring over two hosts of GPUs has two pairs that leave theirs."""
+  ring = [(i, (i + 1) % 16) for i in range(16)]
+  assert seconds(
+    hosts(2, 8), 'collective-permute', 10**9, *ring
+  ) == pytest.approx(10**9 / 50e9)
+  assert seconds(
+    hosts(1, 16), 'collective-permute', 10**9, *ring
+  ) == pytest.approx(10**9 / 450e9)
+
+
 def test_a_reduction_uses_rings_along_all_sides_of_its_group():
   slice_ = torus('v5p', 4, 4, 4)
-  assert seconds(slice_, 'all-reduce', 10**9, range(64), 3) == pytest.approx(
-    3 * 10**9 / (6 * 100e9)
-  )
+  assert seconds(
+    slice_, 'all-reduce', 10**9, range(64), count=3
+  ) == pytest.approx(3 * 10**9 / (6 * 100e9))
   row = range(4)  # along the last side alone
   assert seconds(slice_, 'all-gather', 10**9, row) == pytest.approx(
     10**9 / (2 * 100e9)

@@ -58,6 +58,30 @@ ENTRY %main (p: f32[100]) -> f32[100] {
   assert traffic.num_bytes(hlo.parse(text)) == 400 + 400
 
 
+def test_a_reduction_of_a_gpu_writes_its_result():
+  text = """HloModule m
+
+ENTRY %main (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  %start = f32[100]{0} all-reduce-start(%p), replica_groups={}, to_apply=%add
+  ROOT %done = f32[100]{0} all-reduce-done(%start)
+}
+"""
+  assert traffic.num_bytes(hlo.parse(text)) == 400 + 400
+
+
+def test_a_slice_that_is_started_reads_no_more_than_it_takes():
+  text = """HloModule m
+
+ENTRY %main (p: f32[1000]) -> f32[100] {
+  %p = f32[1000]{0:T(128)} parameter(0)
+  %start = ((f32[1000]{0:T(128)}), f32[100]{0:T(128)S(1)}) slice-start(%p)
+  ROOT %done = f32[100]{0:T(128)S(1)} slice-done(%start)
+}
+"""
+  assert traffic.num_bytes(hlo.parse(text)) == 400
+
+
 @pytest.mark.parametrize(
   ('name', 'called'), [('async', 'calls'), ('call', 'to_apply')]
 )
