@@ -269,6 +269,6 @@ def test_paper_hyper_parameters():
 def test_data_that_the_user_must_name_is_asked_for(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   data = load('jft4b', 'vit-s16').data
-  expected = "config.data.source: got 'tfds:your_data_set'; a name that"
+  expected = "config.data.source: got 'tfds:your_data_set'; data prepared by"
   with pytest.raises(UserError, match=expected):
     sources.open_source(data.source, data.train_split)

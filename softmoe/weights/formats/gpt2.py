@@ -85,7 +85,6 @@ def refuse(experiment: Any) -> None:
   for field, valid, expected in (
     ('moe.blocks', not model.moe.blocks, 'none: it has no experts'),
     ('qk_norm', not model.qk_norm, 'False'),
-    ('norm', model.norm == 'pre', "'pre'"),
     ('positions', model.positions == 'learned', "'learned'"),
     (
       'activation',
