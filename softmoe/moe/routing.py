@@ -53,14 +53,10 @@ class Slots(NamedTuple):
     """Experts that the slots are of."""
     return self.dispatch.shape[-2]
 
-  def rows_per_token(self, num_tokens: int | None = None) -> float:
-    """Returns how many experts run for a token, from shapes alone.
-
-    Args:
-      num_tokens: of a full group; None: as many as there are here.
-    """
+  def rows_per_token(self) -> float:
+    """Returns how many experts run for a token, from shapes alone."""
     tokens, *slots = self.dispatch.shape[-3:]
-    return math.prod(slots) / (num_tokens or tokens)
+    return math.prod(slots) / tokens
 
 
 class Factors(NamedTuple):
@@ -137,16 +133,14 @@ class Assignment:
     """Returns the experts of a token that a buffer is made for."""
     if self.choices is not None:
       mean = float(self.choices)
+    elif self.dropless and self.expected is None:
+      mean = EXPECTED
     else:
-      mean = EXPECTED if self.expected is None else self.expected
+      mean = self.rows_per_token()
     return min(mean, float(self.priority.shape[-1]))
 
-  def rows_per_token(self, num_tokens: int | None = None) -> float:
-    """Returns how many experts run for a token; without a bound, all.
-
-    Args:
-      num_tokens: of a full group; None: as many as there are here.
-    """
+  def rows_per_token(self) -> float:
+    """Returns how many experts run for a token; without a bound, all."""
     tokens, num_experts = self.priority.shape[-2:]
     if self.expected is not None:
       return self.expected
@@ -154,7 +148,7 @@ class Assignment:
       return float(self.choices)
     if self.capacity is None:
       return float(num_experts)
-    return self.capacity * num_experts / (num_tokens or tokens)
+    return self.capacity * num_experts / tokens
 
 
 class Rule(abc.ABC):

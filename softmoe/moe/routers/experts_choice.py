@@ -93,9 +93,7 @@ class ExpertsChoice(nnx.Module):
     capacity = gating.capacity(
       x.shape[0], self.num_experts, self.capacity_factor
     )
-    return routing.Assignment(
-      gates, priority, capacity, expected=float(self.capacity_factor)
-    ), routing.Aux()
+    return routing.Assignment(gates, priority, capacity), routing.Aux()
 
   def _gates(self, logits, mask):
     if self.softmax_over == 'experts':
