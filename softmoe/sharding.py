@@ -131,24 +131,31 @@ def abstract(
   return jax.tree.map(place, jax.eval_shape(make, *arguments))
 
 
+def explicit_axes() -> tuple[str, ...]:
+  """Returns the axes of the mesh in force that have an explicit type."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return tuple(a for a, t in axes if t is jax.sharding.AxisType.Explicit)
+
+
 def is_explicit(axis: str) -> bool:
   """Tells whether the mesh in force has `axis` with an explicit type."""
-  mesh = jax.sharding.get_abstract_mesh()
-  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  return types.get(axis) is jax.sharding.AxisType.Explicit
+  return axis in explicit_axes()
 
 
 def by_expert(x: jax.Array) -> jax.Array:
   """Moves axis 0, the experts, onto the mesh axis `expert`.
 
   Every other axis gives up `expert` and keeps the rest of its split, so that
-  for an array split by batch this is one all-to-all. Without an explicit
-  `expert` axis the array is returned as it is.
+  for an array split by batch this is one all-to-all. Where there is no such
+  axis, the experts are whole; without any that is explicit the array is
+  returned as it is.
   """
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return x
+  first = 'expert' if is_explicit('expert') else None
   rest = (_without(axes, 'expert') for axes in jax.typeof(x).sharding.spec[1:])
-  return jax.reshard(x, P('expert', *rest))
+  return jax.reshard(x, P(first, *rest))
 
 
 def platform() -> str:
@@ -168,7 +175,7 @@ def axis_size(axis: str) -> int:
 def flatten(x: jax.Array, rank: int) -> jax.Array:
   """Merges all axes but the last `rank`, of which the first may be split."""
   shape = (-1, *x.shape[x.ndim - rank :])
-  if not is_explicit('expert') or x.ndim == rank + 1:
+  if not explicit_axes() or x.ndim == rank + 1:
     return jnp.reshape(x, shape)
   spec = jax.typeof(x).sharding.spec if x.ndim > rank else (None,)
   return jnp.reshape(x, shape, out_sharding=P(spec[0]))
@@ -177,7 +184,7 @@ def flatten(x: jax.Array, rank: int) -> jax.Array:
 def unflatten(y: jax.Array, x: jax.Array) -> jax.Array:
   """Returns `y` with the leading axes, and where they are, of `x`."""
   shape = (*x.shape[:-2], *y.shape[1:])
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return jnp.reshape(y, shape)
   spec = jax.typeof(x).sharding.spec[: x.ndim - 2]
   y = jax.reshard(y, P(spec[0] if spec else None))
@@ -203,7 +210,7 @@ def repeat(x: jax.Array, times: int) -> jax.Array:
   shape = (x.shape[0], times, *x.shape[1:])
   x = jnp.broadcast_to(jnp.expand_dims(x, 1), shape)
   flat = (shape[0] * times, *shape[2:])
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return jnp.reshape(x, flat)
   return jnp.reshape(x, flat, out_sharding=P(jax.typeof(x).sharding.spec[0]))
 
@@ -216,7 +223,7 @@ def by_example(f: Callable[..., Any], *arguments: Any) -> Any:
     *arguments: of `f`, as its results trees of arrays whose first axis is that
       of examples, split alike; or of scalars.
   """
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return f(*arguments)
   first = next(v for v in jax.tree.leaves(arguments) if v.ndim)
   own = P(jax.typeof(first).sharding.spec[0])
@@ -232,7 +239,7 @@ def by_compiler(f: Callable[..., Any], like: Any, *arguments: Any) -> Any:
     like: a tree of arrays as `f` returns it, which says where results are.
     *arguments: of `f`.
   """
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return f(*arguments)
   places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
   auto: Any = jax.sharding.auto_axes(f, out_sharding=places)
@@ -241,7 +248,7 @@ def by_compiler(f: Callable[..., Any], like: Any, *arguments: Any) -> Any:
 
 def place_like(x: jax.Array, other: jax.Array) -> jax.Array:
   """Returns x where `other` is."""
-  if not is_explicit('expert'):
+  if not explicit_axes():
     return x
   return jax.reshard(x, jax.typeof(other).sharding.spec)
 
@@ -282,14 +289,16 @@ def _gather(w: jax.Array, dtype: jax.typing.DTypeLike | None) -> jax.Array:
 
 
 def local_weights(
-  module: Any, specs: Any, dtype: jax.typing.DTypeLike | None = None
+  module: Any,
+  specs: Any,
+  dtype: jax.typing.DTypeLike | None,
+  axes: tuple[str, ...],
 ) -> Any:
   """Does what `gather` does, inside a `jax.shard_map` with these `in_specs`.
 
-  The weights come out as varying over the whole mesh, so that their gradients
-  are summed once, by the devices that share them.
+  The weights come out as varying over its `axes`, so that their gradients are
+  summed once, by the devices that share them.
   """
-  axes = jax.sharding.get_abstract_mesh().axis_names
 
   def collect(w: jax.Array, spec: jax.P) -> jax.Array:
     shared = tuple(a for a in axes if not any(a in _names(s) for s in spec))

@@ -5,6 +5,7 @@ Devices along the others hold the same tokens: each works for its own experts,
 and whatever else they do alike counts once.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Part(NamedTuple):
   """Where a device stands in the mesh.
 
   Attributes:
-    axes: of the mesh; empty: there is none.
+    axes: of the mesh, those that are explicit; empty: there are none.
     copies: those of `axes` along which devices hold the same tokens.
   """
 
@@ -31,7 +32,8 @@ class Part(NamedTuple):
   @property
   def experts(self) -> str | None:
     """The mesh axis that experts are split over; None: they are all here."""
-    return 'expert' if sharding.axis_size('expert') > 1 and self.axes else None
+    split = 'expert' in self.axes and sharding.axis_size('expert') > 1
+    return 'expert' if split else None
 
   @property
   def split(self) -> tuple[str, ...]:
@@ -112,12 +114,13 @@ def batch_axes(x: jax.Array) -> tuple[str, ...]:
 
   Without an explicit mesh there are none.
   """
-  if not sharding.is_explicit('expert'):
+  explicit = sharding.explicit_axes()
+  if not explicit:
     return ()
   axes = jax.typeof(x).sharding.spec[0] or ()
   axes = axes if isinstance(axes, tuple) else (axes,)
-  sizes = jax.sharding.get_abstract_mesh().shape
-  return axes + tuple(a for a in sizes if sizes[a] == 1 and a not in axes)
+  ones = (a for a in explicit if sharding.axis_size(a) == 1)
+  return axes + tuple(a for a in ones if a not in axes)
 
 
 def count(x: jax.Array) -> int:
@@ -143,15 +146,16 @@ def run(
       split.
     check_vma: see `jax.shard_map`.
   """
-  if not sharding.is_explicit('expert'):
+  axes = sharding.explicit_axes()
+  if not axes:
     return apply(Part(), *modules, tokens)
-  axes = jax.sharding.get_abstract_mesh().axis_names
   batch = batch_axes(jax.tree.leaves(tokens)[0])
   part = Part(axes, tuple(a for a in axes if a not in batch))
   specs = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, modules)
 
   def local(modules, tokens):
-    modules = map(sharding.local_weights, modules, specs, dtypes)
+    ready = functools.partial(sharding.local_weights, axes=axes)
+    modules = map(ready, modules, specs, dtypes)
     # All that a device computes is its own: its gradients add up once.
     vary = lambda v: jax.lax.pcast(v, part.copies, to='varying')
     return apply(part, *modules, jax.tree.map(vary, tokens))
@@ -160,5 +164,6 @@ def run(
     local,
     in_specs=(specs, P(batch)),
     out_specs=(P(batch), P()),
+    axis_names=set(axes),
     check_vma=check_vma,
   )(modules, jax.tree.map(lambda v: jax.reshard(v, P(batch)), tokens))

@@ -108,5 +108,25 @@ def test_any_batch_on_any_mesh(mesh, name, b, size, sizes, axes):
   check(mesh, name, b, size, sizes, axes)
 
 
+@pytest.mark.parametrize(
+  'name', ['soft', 'tokens_choice', 'tokens_choice dropless']
+)
+def test_a_mesh_needs_no_axis_of_the_experts(name):
+  graphdef = layer_of(name, 8, 2)
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def call(params, x, mask, key):
+    y, aux = nnx.merge(graphdef, params)(x, mask, key=key)
+    return y, comparable(name, aux)
+
+  params, x, mask, _, key, _ = draw(name, (8, *SHAPE), 0)
+  expected = call(params, x, mask, key)
+  with jax.set_mesh(jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])):
+    x, mask = (jax.device_put(v, P('data')) for v in (x, mask))
+    actual = call(params, x, mask, key)
+  assert jax.typeof(actual[0]).sharding.spec[0] == 'data'
+  assert_same(actual, jax.tree.map(np.asarray, expected))
+
+
 def test_copies_along_fsdp(mesh):
   check(mesh, 'bias_balanced', 2, 1, (2, 2, 2), ('data',))
