@@ -24,7 +24,7 @@ from softmoe.errors import UserError
 from softmoe.models import attention, blocks, mixtures
 from softmoe.models.config import TransformerConfig
 from softmoe.moe import mlp
-from softmoe.moe.execution import run as execution
+from softmoe.moe.execution import exchange
 
 DTYPES = ('float32', 'bfloat16')
 NORMS = ('pre', 'post')
@@ -219,7 +219,7 @@ def _checkpoint(config: TransformerConfig, apply: Callable) -> Callable:
   """Returns `apply`, whose backward pass finds no more than it should."""
   if config.remat:
     # Of a block no more than what it would take another exchange to have.
-    policy = jax.checkpoint_policies.save_only_these_names(execution.EXCHANGED)
+    policy = jax.checkpoint_policies.save_only_these_names(exchange.EXCHANGED)
   elif sharding.axis_size('fsdp') > 1:
     policy = sharding.keep_parts
   else:

@@ -17,6 +17,8 @@ from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.models import config as model_config
 from softmoe.models import mixtures, vit
+from softmoe.moe.execution import exchange
+from tests.moe import programs
 
 P = jax.P
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
@@ -149,6 +151,28 @@ def test_dropless_gathers_tokens_and_scatters_sums(moved, sizes, name):
   assert shapes == (2 if parts == 1 else 3) * [(tokens // parts, WIDTH)]
   assert len(over('reduce-scatter')) == 2
   assert len(over('all-to-all')) == len(of(found, 'all-to-all')) == 3
+
+
+@pytest.mark.parametrize('implementation', ['fused', 'grouped'])
+def test_remat_repeats_no_exchange_of_dropless_experts(mesh, implementation):
+  """Not even where what comes after the layer needs its output again."""
+  mesh(2, 4)
+  place = jax.NamedSharding(jax.sharding.get_mesh(), sharding.batch_spec())
+  x = jax.ShapeDtypeStruct((8, 40, WIDTH), jnp.float32, sharding=place)
+  module = make('bias_balanced dropless')
+  module.implementation = implementation
+  block = lambda module, x: jnp.sin(x + module(x)[0])
+  policy = jax.checkpoint_policies.save_only_these_names(exchange.EXCHANGED)
+
+  def travels(block):
+    loss = lambda module, x: jnp.sum(block(module, x))
+    program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(module, x)
+    kinds = ('all_to_all', 'all_gather', 'reduce_scatter')
+    names = (e.primitive.name for e in programs.equations(program.jaxpr))
+    return sorted(name for name in names if name in kinds)
+
+  once = travels(block)
+  assert once and travels(jax.checkpoint(block, policy=policy)) == once
 
 
 @both(names=CASES)

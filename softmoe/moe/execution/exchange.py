@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int, Shaped
 
 from softmoe import sharding
+
+# What `jax.checkpoint` policies call that which came from other devices.
+EXCHANGED = 'exchanged'
 
 
 class Moves(NamedTuple):
@@ -33,6 +37,11 @@ class Moves(NamedTuple):
     return Moves(self.size.T, self.target.T, self.source.T)
 
 
+def arrived(x: Shaped[Array, '*s']) -> Shaped[Array, '*s']:
+  """Returns what came from other devices, by the name that `remat` keeps."""
+  return checkpoint_name(x, EXCHANGED)
+
+
 def gather_sizes(
   group_sizes: Int[Array, ' e'], axis: str
 ) -> Int[Array, 'r r e_local']:
@@ -43,7 +52,7 @@ def gather_sizes(
     axis: mesh axis that the experts are split over.
   """
   to = group_sizes.reshape(jax.lax.axis_size(axis), -1)
-  return jax.lax.all_gather(to, axis)
+  return arrived(jax.lax.all_gather(to, axis))
 
 
 def fullest(sizes: Int[Array, 'r r e_local']) -> Int[Array, '']:
@@ -73,11 +82,11 @@ def at_owners(
     axis: mesh axis that the experts are split over.
   """
   moves, here = _take(sizes, start, num_rows, axis)
-  inbox = ragged_all_to_all(rows, moves, num_rows, axis)
+  inbox = arrived(ragged_all_to_all(rows, moves, num_rows, axis))
   order = _by_expert(here, num_rows)
   y = grouped_fn(inbox[order], jnp.sum(here, axis=0))
   y = y[jnp.argsort(order)]
-  return ragged_all_to_all(y, moves.back(), len(rows), axis)
+  return arrived(ragged_all_to_all(y, moves.back(), len(rows), axis))
 
 
 def _take(

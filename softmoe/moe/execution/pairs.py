@@ -101,7 +101,8 @@ def collect(
 
   Over a mesh axis, every device collects the tokens of the axis, a part of all
   at a time, and the partial sums are added where the tokens live. The backward
-  pass collects them again, and keeps its own alone.
+  pass collects them again, and keeps its own alone; what is computed again for
+  it, as by `remat`, does too.
   """
   if axis is None:
     y, num = apply(experts, x, mine(gates, 1), mine(wanted, 1))
@@ -116,12 +117,14 @@ def collect(
   work = jax.checkpoint(work, prevent_cse=False, policy=policy)
   parts = _parts(len(x), axis)
   cut = lambda v: v.reshape(parts, -1, v.shape[-1])
-  travel = lambda v: jax.lax.all_to_all(v, axis, 2, 1, tiled=True)
+  travel = lambda v: exchange.arrived(
+    jax.lax.all_to_all(v, axis, 2, 1, tiled=True)
+  )
   columns = cut(x), travel(cut(gates)), travel(cut(wanted))
   y, num = jax.lax.map(lambda part: work(*part), columns)
   executed = jnp.sum(jax.vmap(count)(columns[-1]))
   num = None if num is None else jnp.max(num)
-  return Ran(y.reshape(len(x), -1), executed, num)
+  return Ran(exchange.arrived(y.reshape(len(x), -1)), executed, num)
 
 
 def _parts(num_tokens: int, axis: str | None) -> int:
@@ -167,7 +170,7 @@ def send(
   arguments = experts, sizes, x, gates.astype(jnp.float32), pairs
   fullest = exchange.fullest(sizes)
   y = rounds.total(run, room, fullest, arguments, dropless.cast)
-  y = y.astype(x.dtype)
+  y = exchange.arrived(y.astype(x.dtype))
   return Ran(y, _count(wanted), room.needed(fullest))
 
 

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Key
 
 from softmoe import sharding
 from softmoe.errors import UserError
 from softmoe.moe import experts as experts_lib
 from softmoe.moe import pieces, routing
-from softmoe.moe.execution import attend, dispatch, pairs
+from softmoe.moe.execution import attend, dispatch, exchange, pairs
 
 # Up to so many weights (tokens x slots) of a group, a TPU moves rows by matmuls
 # with one-hot weights, since it gathers and scatters slowly. On a CPU gathering
@@ -27,8 +26,6 @@ from softmoe.moe.execution import attend, dispatch, pairs
 ONE_HOT_LIMIT = 2**16
 # A buffer of dropless experts has room for so many times an even load.
 BUFFER_FACTOR = 1.25
-# What `jax.checkpoint` policies call that which came through an all-to-all.
-EXCHANGED = 'exchanged'
 IMPLEMENTATIONS = ('auto', 'fused', 'grouped')
 AtExperts = Callable[[Array], Array]  # (e, g, s, d) -> (e, g, s, d_out)
 Mine = Callable[..., Array]  # of an array, the experts of this device
@@ -281,11 +278,11 @@ def at_experts(
   if slots.shape[along] % chunks:
     expected = f'a divisor of {g} groups on a device or {s} slots of an expert'
     raise UserError('exchange_chunks', chunks, expected)
-  exchange = functools.partial(_exchange, experts, axis)
+  there_and_back = functools.partial(_exchange, experts, axis)
   parts = zip(
     jnp.split(slots, chunks, along), _split(keys, chunks, along), strict=True
   )
-  return jnp.concatenate([exchange(*part) for part in parts], along)
+  return jnp.concatenate([there_and_back(*part) for part in parts], along)
 
 
 def _split(
@@ -312,14 +309,14 @@ def _exchange(
   devices, (e, g, s, d) = jax.lax.axis_size(axis), slots.shape
   slots = slots.reshape(devices, e // devices, g * s, d)
   slots = jax.lax.all_to_all(slots, axis, 0, 0, tiled=True)
-  slots = checkpoint_name(slots, EXCHANGED)
+  slots = exchange.arrived(slots)
   slots = jnp.swapaxes(slots, 0, 1).reshape(e // devices, -1, d)
   if keys is not None:
     slots = slots.reshape(e // devices, devices * g, s, d)
     keys = _exchange_keys(keys, axis)
   y = experts(slots, keys).reshape(e // devices, devices, g * s, -1)
   y = jax.lax.all_to_all(jnp.swapaxes(y, 0, 1), axis, 0, 0, tiled=True)
-  y = checkpoint_name(y, EXCHANGED)
+  y = exchange.arrived(y)
   return y.reshape(e, g, s, -1)
 
 
@@ -329,7 +326,7 @@ def _exchange_keys(
   """Returns the keys of the experts here and the groups of all devices."""
   devices, (e, g) = jax.lax.axis_size(axis), keys.shape
   data = jax.random.key_data(keys).reshape(devices, e // devices, g, -1)
-  data = jax.lax.all_to_all(data, axis, 0, 0, tiled=True)
+  data = exchange.arrived(jax.lax.all_to_all(data, axis, 0, 0, tiled=True))
   data = jnp.swapaxes(data, 0, 1).reshape(e // devices, devices * g, -1)
   return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
