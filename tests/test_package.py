@@ -36,6 +36,7 @@ MODULES = {
   'fonttools': 'fontTools',
   'orbax-checkpoint': 'orbax',
   'pillow': 'PIL',
+  'protobuf': 'google',
   'pyyaml': 'yaml',
   'scikit-learn': 'sklearn',
 }

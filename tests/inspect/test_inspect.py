@@ -181,6 +181,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     command.main([str(tmp_path), f'--out={tmp_path}/file'])
 
 
+@pytest.mark.slow
 def test_a_wrong_split_is_named(tiny, tmp_path):
   run = runs.images(tiny, tmp_path)
   with pytest.raises(UserError, match='--split: got'):

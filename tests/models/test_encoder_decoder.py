@@ -57,7 +57,11 @@ def changed(tokens, at):
 
 
 @pytest.mark.parametrize(
-  'fields', [dict(norm='post', activation='relu'), dict(positions='rotary')]
+  'fields',
+  [
+    dict(norm='post', activation='relu'),
+    pytest.param(dict(positions='rotary'), marks=pytest.mark.slow),
+  ],
 )
 def test_who_sees_whom(fields):
   model = make(**fields)

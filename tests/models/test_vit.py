@@ -121,7 +121,13 @@ def test_bfloat16_computation_has_float32_parameters_and_logits():
 
 
 @pytest.mark.parametrize('scan', [False, True])
-@pytest.mark.parametrize('pool', vit.POOLS)
+@pytest.mark.parametrize(
+  'pool',
+  [
+    pytest.param(pool, marks=[pytest.mark.slow] * (pool != 'gap'))
+    for pool in vit.POOLS
+  ],
+)
 def test_types_of_computation_and_of_parameters_are_apart(pool, scan):
   config = small(
     depth=3, moe=soft(1, 2), pool=pool, representation_size=7, scan=scan

@@ -237,7 +237,12 @@ def test_every_chunk_travels_alone(moved, chunks):
 
 
 @pytest.mark.parametrize(
-  ('name', 'chunks'), [('soft', 2), ('tokens_choice', 4), ('slots', 3)]
+  ('name', 'chunks'),
+  [
+    ('soft', 2),
+    pytest.param('tokens_choice', 4, marks=pytest.mark.slow),
+    pytest.param('slots', 3, marks=pytest.mark.slow),
+  ],
 )
 def test_chunks_change_no_number(mesh, name, chunks):
   mesh(2, 4)

@@ -174,7 +174,9 @@ def test_gradients_of_experts_stay_where_experts_are(mesh, name):
     assert gradient.sharding.spec[0] == 'expert'
 
 
-@pytest.mark.parametrize('name', ['bias_balanced', 'relu'])
+@pytest.mark.parametrize(
+  'name', ['bias_balanced', pytest.param('relu', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
   'sizes', [pytest.param(None, marks=pytest.mark.slow), (2, 4)], ids=str
 )

@@ -66,7 +66,10 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize(('model', 'ema'), [('soft', 0.0), ('vit', 0.5)])
+@pytest.mark.parametrize(
+  ('model', 'ema'),
+  [pytest.param('soft', 0.0, marks=pytest.mark.slow), ('vit', 0.5)],
+)
 def test_it_starts_with_the_metrics_of_the_other(
   saved, tiny, tmp_path, one_device, model, ema
 ):

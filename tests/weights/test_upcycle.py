@@ -89,7 +89,16 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize('moe', EXACT.values(), ids=EXACT)
+SLOWLY = ('top 2, normalised', 'every half on')
+
+
+@pytest.mark.parametrize(
+  'moe',
+  [
+    pytest.param(moe, id=name, marks=[pytest.mark.slow] * (name in SLOWLY))
+    for name, moe in EXACT.items()
+  ],
+)
 def test_it_computes_what_the_mlp_does(moe):
   y, found, _ = outputs(moe)
   assert error(y, found) < 1e-6

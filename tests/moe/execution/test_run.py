@@ -222,7 +222,10 @@ def test_routers_that_bound_their_choices(mesh, sizes, router):
     assert 0 < np.sum(busy) < EXPERTS  # some experts get nothing
 
 
-@pytest.mark.parametrize('implementation', ['fused', 'grouped'])
+@pytest.mark.parametrize(
+  'implementation',
+  ['fused', pytest.param('grouped', marks=pytest.mark.slow)],
+)
 def test_bfloat16(mesh, implementation):
   wanted = draw_wanted('random', 2, 0)
   params, x, dy = draw('table of 2', 0)
