@@ -31,10 +31,10 @@ class MoE(nnx.Module):
       y, aux = layer(x, mask=mask, key=key)  # x and y: (..., tokens, 384)
 
   It needs no mesh. Under one with explicit axes every device routes its own
-  examples, experts are split over the axis `expert`, and what they work on
-  travels to them and back. How x is split says which examples are whose: where
-  it is whole along `expert`, each device works for its own experts alone and
-  the outputs are added.
+  examples, experts are split over the axis `expert`, if there is one, and what
+  they work on travels to them and back. How x is split says which examples are
+  whose: where it is whole along `expert`, each device works for its own experts
+  alone and the outputs are added.
   """
 
   def __init__(
@@ -124,7 +124,8 @@ class MoE(nnx.Module):
 
     Args:
       x: tokens; the leading axes hold the examples.
-      mask: False where a token is padding: it reaches no expert and gets zero.
+      mask: False, or 0, where a token is padding: it reaches no expert and gets
+        zero.
       key: for noise in routing and experts; None at evaluation.
       token_ids: for a router whose call takes them; others never see them.
       segments: documents by number, which a router that hands outputs on keeps
@@ -156,9 +157,9 @@ class MoE(nnx.Module):
         up as they are.
 
     Raises:
-      ValueError: the examples do not fill the groups, or the router's, or
-        dropless experts take `key`, or there is a cache that the router has no
-        use for.
+      ValueError: the examples do not fill the groups, or the router's, or what
+        is given for each token does not fit x, or dropless experts take `key`,
+        or there is a cache that the router has no use for.
     """
     tokens = self._tokens(x, mask, token_ids, key, segments, cache)
     apply = functools.partial(
@@ -205,7 +206,8 @@ class MoE(nnx.Module):
       group.
 
     Raises:
-      ValueError: the examples do not fill the groups, or the router's.
+      ValueError: the examples do not fill the groups, or the router's, or what
+        is given for each token does not fit x.
     """
     tokens = self._tokens(x, mask, token_ids, key, segments, None)
     route = functools.partial(local.route, **self._grouping(tokens))
@@ -241,19 +243,25 @@ class MoE(nnx.Module):
     return pieces.init_cache(tokens, outputs)
 
   def _tokens(self, x, mask, token_ids, key, segments, cache) -> local.Tokens:
-    flat = lambda v, rank: None if v is None else sharding.flatten(v, rank)
+    flat_x = sharding.flatten(x, 2)
+    flat = functools.partial(_flatten, x)
     if not routing.takes_token_ids(self.router):
       token_ids = None
-    flat_x = sharding.flatten(x, 2)
-    keys = None if key is None else jax.random.split(key, len(flat_x))
-    tokens = local.Tokens(flat_x, flat(mask, 1), flat(token_ids, 1), keys)
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    tokens = local.Tokens(
+      flat_x,
+      flat('mask', mask, bool),
+      flat('token_ids', token_ids, np.integer),
+      None if key is None else jax.random.split(_typed(key), len(flat_x)),
+    )
     if cache is not None and not _piece(self.router):
       raise UserError('cache', 'one', 'None, since the router needs none')
     if cache is not None and len(cache.length) != len(flat_x):
       expected = f'{len(flat_x)}, as many as x has'
       raise UserError('cache', f'{len(cache.length)} examples', expected)
     if _piece(self.router):
-      return tokens._replace(segments=flat(segments, 1), cache=cache)
+      segments = flat('segments', segments, np.integer)
+      return tokens._replace(segments=segments, cache=cache)
     return tokens
 
   def _grouping(self, tokens: local.Tokens) -> dict[str, Any]:
@@ -354,6 +362,26 @@ class SoftMoE(MoE):
 def _piece(router: routing.Router) -> int | None:
   """Returns the tokens of a piece; None: the router takes examples whole."""
   return getattr(router, 'segment', None)
+
+
+def _flatten(x: jax.Array, name: str, v: Any, kind: Any) -> jax.Array | None:
+  """Returns what each token of x has of v, examples along one axis.
+
+  Raises:
+    UserError: there is not one of this kind for each token.
+  """
+  if v is None:
+    return None
+  if v.shape != x.shape[:-1] or not jnp.issubdtype(v.dtype, kind):
+    expected = f'{kind.__name__} {x.shape[:-1]}, one for each token of x'
+    raise UserError(name, f'{v.dtype} {v.shape}', expected)
+  return sharding.flatten(v, 1)
+
+
+def _typed(key: jax.Array) -> PRNGKeyArray:
+  """Returns a key of `jax.random.key`, also for one of `jax.random.PRNGKey`."""
+  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  return key if typed else jax.random.wrap_key_data(key)
 
 
 def _is_array(value: Any) -> bool:

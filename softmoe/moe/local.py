@@ -15,6 +15,10 @@ from softmoe.moe import forced, groups, pieces, routing, totals
 from softmoe.moe import part as part_lib
 from softmoe.moe.execution import run as execution
 
+# What a key is folded with for what draws of it beside the router, which takes
+# it as it is; positions and pieces count from 0.
+EXPERTS, SHARED = 0, 2**31 - 1
+
 
 class Tokens(NamedTuple):
   """The tokens of a call, with all that belongs to each."""
@@ -22,7 +26,7 @@ class Tokens(NamedTuple):
   x: Any  # (b, m, d), or (g, t, d) once they are in groups
   mask: Any  # (b, m) or None
   ids: Any  # (b, m) or None
-  keys: Any  # (b,) or None: of each example, whatever device it is on
+  keys: Any  # (b,) or None: of each example, on any device; or (g,)
   segments: Any = None  # (b, m) or None; for pieces, as is what follows
   cache: Any = None  # a `pieces.Cache` or None
 
@@ -87,7 +91,7 @@ def apply(
     exchange_chunks,
     buffer_factor,
     real,
-    _group_keys(grouped, len(grouped.x) * size // len(tokens.x)),
+    _fold(grouped.keys, EXPERTS),
     part.whole,
     None if cut is None else cut.relay(tokens.cache),
   )
@@ -145,21 +149,17 @@ def _lay_out(tokens: Tokens, cut: pieces.Cut | None) -> Tokens:
   if cut is None:
     return tokens
   x, mask = map(cut.by_piece, (cut.x, cut.writes()))
-  keys = tokens.keys
-  keys = None if keys is None else jnp.repeat(keys, cut.num, axis=0)
-  return Tokens(x, mask, None, keys)
+  return Tokens(x, mask, None, _number(tokens.keys, cut.num))
 
 
 def _group(tokens: Tokens, size: int, across: bool) -> Tokens:
-  """Returns the tokens in groups."""
+  """Returns the tokens in groups, with the key of each one's first example."""
   x, mask, ids, keys, *_ = tokens
-  if keys is not None:
-    keys = jnp.broadcast_to(keys[:, None], x.shape[:2])
   grouped = (
-    None if v is None else groups.split(v, size, across)
-    for v in (x, mask, ids, keys)
+    None if v is None else groups.split(v, size, across) for v in (x, mask, ids)
   )
-  return Tokens(*grouped)
+  keys = None if keys is None else keys[::size]
+  return Tokens(*grouped, _number(keys, x.shape[1]) if across else keys)
 
 
 def _join(
@@ -213,22 +213,22 @@ def _route_group(
 ) -> tuple[Any, routing.Aux]:
   if group.ids is not None:
     options = options | {'token_ids': group.ids}
-  # The noise of a group is that of its first example.
-  key = None if group.keys is None else group.keys[0]
-  return router(group.x, mask=group.mask, key=key, **options)
+  return router(group.x, mask=group.mask, key=group.keys, **options)
 
 
-def _group_keys(grouped: Tokens, per_block: int) -> Any:
-  """Returns a key for what experts do with each group (g,), or None.
+def _fold(keys: Any, data: int) -> Any:
+  """Returns keys for something else, or None."""
+  fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+  return None if keys is None else fold(keys, data)
 
-  Args:
-    grouped: tokens in groups.
-    per_block: neighbouring groups whose first example is the same.
-  """
-  if grouped.keys is None:
+
+def _number(keys: Any, parts: int) -> Any:
+  """Returns a key for each part of each of n, (n parts,), or None."""
+  if keys is None:
     return None
-  index = jnp.arange(len(grouped.keys)) % per_block
-  return jax.vmap(jax.random.fold_in)(grouped.keys[:, 0], index)
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  number = jax.vmap(fold, in_axes=(0, None))
+  return number(keys, jnp.arange(parts)).reshape(-1)
 
 
 def _shared(shared: Any, tokens: Tokens) -> Float[Array, 'b m d_out']:
@@ -236,4 +236,5 @@ def _shared(shared: Any, tokens: Tokens) -> Float[Array, 'b m d_out']:
     return shared(tokens.x)
   if tokens.keys is None:
     return shared(tokens.x, key=None)
-  return jax.vmap(lambda x, key: shared(x, key=key))(tokens.x, tokens.keys)
+  keys = _fold(tokens.keys, SHARED)
+  return jax.vmap(lambda x, key: shared(x, key=key))(tokens.x, keys)

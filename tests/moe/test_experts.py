@@ -9,7 +9,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe.errors import UserError
-from softmoe.moe import experts, layer, mlp
+from softmoe.moe import experts, layer, mlp, routing
 from softmoe.moe.execution import pairs
 from softmoe.moe.routers import (
   experts_choice,
@@ -132,6 +132,61 @@ def test_chunks_of_slots_draw_for_themselves(mesh):
   # All slots hold the mean of the tokens: how many of the 16 kept it?
   kept = np.round(16 * np.asarray(apply(module, x, KEY))).astype(int)
   assert np.any(kept % 2)  # not both of an expert or neither
+
+
+class Drawn(nnx.Module):
+  """A router whose weights are noise, and whose slots reach no token."""
+
+  num_experts = EXPERTS
+
+  def __init__(self, **attributes):
+    for name, value in attributes.items():
+      setattr(self, name, value)
+
+  def __call__(self, x, *, mask=None, key=None):
+    noise = jax.random.uniform(key, (len(x), EXPERTS, 1))
+    return routing.Slots(noise, jnp.zeros_like(noise)), routing.Aux()
+
+
+class DrawsAlike(nnx.Module):
+  """A shared module that draws as the router does."""
+
+  def __call__(self, x, key=None):
+    return jnp.pad(
+      jax.random.uniform(key, (len(x), EXPERTS)), ((0, 0), (0, WIDTH - EXPERTS))
+    )
+
+
+@functools.partial(jax.jit, compiler_options=QUICK)
+def noise(module, x, key=KEY):
+  return module.route(x, key=key).dispatch[..., 0]
+
+
+@pytest.mark.parametrize(
+  ('attributes', 'groups'),
+  [
+    (dict(across_examples=True, group_size=4), M),
+    (dict(segment=2, width=WIDTH, slots_per_expert=1), M // 2),
+  ],
+)
+def test_routers_draw_for_each_group_of_an_example(attributes, groups):
+  drawn = np.asarray(noise(make(Drawn(**attributes)), tokens()))[0]
+  firsts = drawn[:: M // groups]
+  assert len({row.tobytes() for row in firsts}) == groups
+
+
+def test_noise_of_a_group_is_that_of_its_first_example():
+  """By a key of either style."""
+  module, first = make(Drawn(), group_size=2), jax.random.split(KEY, B)[2]
+  expected = jax.random.uniform(first, (2 * M, EXPERTS))
+  for key in (KEY, jax.random.PRNGKey(1)):
+    drawn = noise(module, tokens(), key)[2:4].reshape(2 * M, -1)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_shared_modules_do_not_draw_what_routers_draw():
+  module, x = make(Drawn(), shared=DrawsAlike()), tokens()
+  assert np.all(apply(module, x, KEY)[..., :EXPERTS] != noise(module, x))
 
 
 def test_shared_modules_get_a_key_for_each_example():
