@@ -155,11 +155,10 @@ def _lay_out(tokens: Tokens, cut: pieces.Cut | None) -> Tokens:
 def _group(tokens: Tokens, size: int, across: bool) -> Tokens:
   """Returns the tokens in groups, with the key of each one's first example."""
   x, mask, ids, keys, *_ = tokens
-  grouped = (
-    None if v is None else groups.split(v, size, across) for v in (x, mask, ids)
-  )
+  split = lambda v: None if v is None else groups.split(v, size, across)
   keys = None if keys is None else keys[::size]
-  return Tokens(*grouped, _number(keys, x.shape[1]) if across else keys)
+  keys = _number(keys, x.shape[1]) if across else keys
+  return Tokens(split(x), split(mask), split(ids), keys)
 
 
 def _join(
