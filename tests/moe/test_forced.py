@@ -69,8 +69,8 @@ def run(mesh_sizes, mesh, implementation, **options):
   # All rows of 4 devices for one, which has room for 1.25 of 4 shares and then
   # for half as many; or a share for each, which has room for half of it.
   [
-    ('one', 1.25, 6),
-    pytest.param('even', 0.5, 3, marks=pytest.mark.slow),
+    pytest.param('one', 1.25, 6, marks=pytest.mark.slow),
+    ('even', 0.5, 3),
   ],
 )
 def test_rounds_of_the_fullest_device(mesh, kind, factor, rounds):

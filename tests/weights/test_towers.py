@@ -87,6 +87,7 @@ def test_what_does_not_fit_is_one_line(classifier, changes, line):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_heads_of_both_towers_are_compared(tmp_path):
   workdir = untrained.run(tiny_pairs.config(mesh='data:8'), tmp_path / 'pairs')
   for tower in ('model', 'text'):

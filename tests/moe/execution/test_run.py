@@ -177,7 +177,11 @@ def check_counts(wanted, implementation, metrics):
 @pytest.mark.parametrize('implementation', ['fused', 'grouped'])
 @pytest.mark.parametrize(
   'router, sizes',
-  [('table of 2', None), ('table of 2', (2, 4)), ('table of all', (2, 4))],
+  [
+    ('table of 2', None),
+    ('table of 2', (2, 4)),
+    pytest.param('table of all', (2, 4), marks=pytest.mark.slow),
+  ],
 )
 def test_given_routing(mesh, sizes, router, implementation):
   choices = 2 if router == 'table of 2' else None
