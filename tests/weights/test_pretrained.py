@@ -1,7 +1,6 @@
 """A run that starts from the parameters of another."""
 
 import contextlib
-import dataclasses
 import functools
 import shutil
 
@@ -12,7 +11,6 @@ from flax import nnx
 from jax import numpy as jnp
 
 from softmoe import config as config_lib
-from softmoe import experiment as experiment_lib
 from softmoe.data import prefetch
 from softmoe.errors import Stopped, UserError
 from softmoe.evaluation import run
@@ -23,8 +21,6 @@ from softmoe.training import loop
 from softmoe.training import step as step_lib
 from softmoe.weights import __main__ as weights_command
 from softmoe.weights import pretrained, source
-from tests import untrained
-from tests.data.text import trained
 from tests.tasks import ragged
 from tests.weights.starting import build, started
 
@@ -206,23 +202,6 @@ def test_attention_that_no_shape_tells_is_compared(saved, tiny, changes, line):
     pretrained.params(build(config))
   expected = f'config.model.{line}, as the model of {workdir} has it'
   assert str(error.value) == expected
-
-
-def test_another_tokenizer_of_as_many_tokens_is_named(tmp_path, one_device):
-  name = trained.name('bpe', tmp_path)
-  made = untrained.text(vocab_size=300)
-  data = dataclasses.replace(made.data, tokenizer=name)
-  workdir = tmp_path / 'run'
-  untrained.run(dataclasses.replace(made, data=data), workdir)
-  moved = shutil.copytree(workdir, tmp_path / 'moved')
-  shutil.rmtree(workdir)
-  config = dataclasses.replace(made, init=str(moved))
-  with pytest.raises(UserError) as error:
-    pretrained.params(experiment_lib.build(config))
-  line = "config.data.tokenizer: got 'bytes'; the tokenizer of "
-  assert str(error.value).startswith(f'{line}{moved}')
-  config = dataclasses.replace(config, data=data)
-  pretrained.params(experiment_lib.build(config))
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path, tiny):

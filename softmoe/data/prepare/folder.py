@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from softmoe.data.text import new_file
+from softmoe.data import new_file
 from softmoe.errors import UserError
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from softmoe.data import splits
-from softmoe.data.text import corpus, documents, new_file
+from softmoe.data import new_file, splits
+from softmoe.data.text import corpus, documents
 from softmoe.data.text.tokenizers import tokenizer as tokenizer_lib
 from softmoe.errors import UserError
 

@@ -7,7 +7,8 @@ import argparse
 import pathlib
 import sys
 
-from softmoe.data.text import new_file, sources
+from softmoe.data import new_file
+from softmoe.data.text import sources
 from softmoe.data.text.tokenizers import bpe, registry, sentencepiece
 from softmoe.data.text.tokenizers import tokenizer as tokenizer_lib
 from softmoe.errors import UserError
