@@ -59,7 +59,7 @@ def get_config(argument: str = 'xmoe_cpu') -> ml_collections.ConfigDict:
   model, size = argument.removesuffix('_cpu'), argument.endswith('_cpu')
   config.model.update(**SIZES['_cpu' if size else ''])
   if size:
-    config.steps, config.log_every, config.eval_every = 2500, 100, 500
+    config.steps, config.log_every, config.eval_every = 1500, 100, 500
     config.data.update(
       source='jsonl:data/english',
       tokenizer='bpe:data/english.json',
