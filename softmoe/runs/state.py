@@ -37,7 +37,11 @@ class TrainState(TypedDict):
 
 def init(experiment: experiment_lib.Experiment) -> TrainState:
   """Returns the state at step 0; each device makes its own part of it."""
-  return jax.jit(lambda: create(experiment))()
+  # Run once: to optimize the code of so many random numbers takes a CPU longer
+  # than to run it as it is.
+  on_cpu = experiment.mesh.devices.flat[0].platform == 'cpu'
+  options = {'xla_backend_optimization_level': 0} if on_cpu else None
+  return jax.jit(lambda: create(experiment), compiler_options=options)()
 
 
 def abstract(experiment: experiment_lib.Experiment) -> TrainState:
