@@ -30,10 +30,10 @@ FEW = [
   ('bias_balanced dropless', *HALF),
   ('soft', *NONE),
   ('soft tiles', *HALF),
-  ('relu', *NONE),
   *(
     pytest.param(*case, marks=pytest.mark.slow)
     for case in (
+      ('relu', *NONE),
       ('tokens_choice', *HALF),
       ('hash grouped', *HALF),
       ('soft tiles', *NONE),

@@ -41,7 +41,11 @@ SPLIT = (
   'segment_soft',
   'soft tiles',
 )
-QUICKLY_ON = {(1, 1): ('soft',), (2, 4): SPLIT}
+QUICKLY_ON = {
+  (1, 1): ('soft',),
+  (2, 4): SPLIT,
+  (4, 2): ('soft', 'tokens_choice dropless'),
+}
 
 
 def check(name, shape, seed, sizes):

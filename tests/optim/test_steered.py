@@ -126,7 +126,9 @@ def test_a_plain_loop_evens_the_load_at_once(make_router):
   assert np.mean(wanted[2:]) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize('make_router', [solved, cutoffs])
+@pytest.mark.parametrize(
+  'make_router', [pytest.param(solved, marks=pytest.mark.slow), cutoffs]
+)
 def test_micro_batches_steer_as_one_batch_does(make_router):
   model = make(make_router())
   graphdef, params = nnx.split(model, nnx.Param)
@@ -188,7 +190,15 @@ def test_set_to_and_move_average():
     np.testing.assert_allclose(router['mean'][...], average, rtol=1e-5)
 
 
-@pytest.mark.parametrize('axes', [('data', 'expert'), ('data',), ()], ids=str)
+@pytest.mark.parametrize(
+  'axes',
+  [
+    ('data', 'expert'),
+    pytest.param(('data',), marks=pytest.mark.slow),
+    pytest.param((), marks=pytest.mark.slow),
+  ],
+  ids=str,
+)
 def test_statistics_are_those_of_the_whole_batch_on_a_mesh(mesh, axes):
   model, x = make(Averaged()), tokens(0, b=8)
   graphdef, params = nnx.split(model, nnx.Param)

@@ -89,7 +89,13 @@ EXACT = {
 }
 
 
-SLOWLY = ('top 2, normalised', 'every half on')
+SLOWLY = (
+  'top 2, normalised',
+  'top 4 of halves',
+  'quarters beside a shared one',
+  'balanced by quantiles',
+  'every half on',
+)
 
 
 @pytest.mark.parametrize(
