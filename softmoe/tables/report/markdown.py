@@ -20,6 +20,10 @@ def _blocks(summary: Summary) -> Iterable[str]:
   yield INTERVALS
   if summary.equal:
     yield f'## At equal cost\n\n{_bullets(summary.equal)}'
+  for section in summary.sections:
+    if section.table:
+      table = markdown.table(section.table.titles, section.table.rows)
+      yield f'## {section.title}\n\n{table}'
   if summary.notes:
     yield f'## What is missing\n\n{_bullets(summary.notes)}'
   told = [f'{name}: {value}' for name, value in summary.provenance.items()]

@@ -31,7 +31,7 @@ class Table:
 def build(groups: list[Group], baseline: str, metric: Metric) -> Table:
   """Returns quality, difference to the baseline, costs, other metrics."""
   columns = [
-    *_names(groups),
+    *names(groups),
     *_quality(groups, metric),
     *_differences(groups, baseline, metric),
     *_costs(groups),
@@ -52,7 +52,8 @@ def paired(
   return statistics.difference(ours, theirs)
 
 
-def _names(groups: list[Group]) -> list[Column]:
+def names(groups: list[Group]) -> list[Column]:
+  """Returns the columns that tell groups apart: model and swept fields."""
   swept = [
     (groups_lib.short(field), lambda g, f=field: str(g.sweep.get(f, NONE)))
     for field in groups_lib.fields(groups)
@@ -139,7 +140,7 @@ def _count(value: float | None) -> str:
 def _others(groups: list[Group], metric: Metric) -> list[Metric]:
   """Returns qualities on all splits, and what else is told of the main one.
 
-  Thresholds that were tried have a plot instead.
+  Thresholds that were tried have a table and a plot of their own.
   """
   names = dict.fromkeys(n for g in groups for r in g.runs for n in r.metrics)
   return [

@@ -97,6 +97,29 @@ def test_what_an_evaluator_measures_of_some_models_is_not_missed(folder):
   assert 't0.5' not in text
 
 
+def test_thresholds_that_were_tried_have_a_table(folder):
+  assert '## Thresholds tried' not in report(folder)
+  wanted = {'test': 8, 't0.2': 1, 't0.9': 6}
+  for path in folder.glob('*-seed*.json'):
+    facts = json.loads(path.read_text())
+    for split, n in wanted.items() if 'soft' in path.name else ():
+      facts['metrics'] |= {
+        f'{split}/accuracy': 0.7 + n / 100,
+        f'{split}/moe/wanted': n,
+        f'{split}/moe/granted': n,
+        f'{split}/moe/executed': n + 0.25,
+        f'{split}/moe/flops': 1e6 * n,
+      }
+    path.write_text(json.dumps(facts))
+  text = report(folder).split('## Thresholds tried')[1]
+  low, high = text.split('##')[0].strip().splitlines()[2:]
+  cells = [cell.strip() for cell in low.strip('|').split('|')]
+  gap, counts = cells.pop(4), ['1 ± 0', '1 ± 0', '1.25 ± 0', '1']
+  assert cells == ['soft', '32', '0.2', '71.00 ± 0.00', *counts]
+  assert gap == '−1.00 ± 25.41'  # vit has 70 and 74
+  assert high.split('|')[3].strip() == '0.9'
+
+
 def test_missing_runs_and_broken_files_are_said(folder):
   (folder / 'soft-width32-seed1.json').write_text('{')
   text = report(folder)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from softmoe.tables.report import sentences
+from softmoe.tables.report import sentences, tried
 from softmoe.tables.report.figures import (
   against_cost,
   by_field,
@@ -16,6 +16,7 @@ from softmoe.tables.report.numbers import groups as groups_lib
 from softmoe.tables.report.numbers.costs import Cost
 from softmoe.tables.report.numbers.groups import Group
 from softmoe.tables.report.numbers.metric import Metric
+from softmoe.tables.report.table import Table
 from softmoe.tables.suite import Suite
 
 
@@ -28,12 +29,14 @@ class Section:
     title: the heading.
     text: what they say or how to read them, a paragraph each.
     figures: may be empty.
+    table: below them, if there is one.
   """
 
   key: str
   title: str
   text: list[str]
   figures: list[Figure]
+  table: Table | None = None
 
 
 def build(name: str, groups: list[Group], suite: Suite) -> list[Section]:
@@ -113,7 +116,8 @@ class _Maker:
       self._groups, self._baseline, self._metric, self._styles
     )
     text = [THRESHOLDS] * bool(figures)
-    return Section('thresholds', 'Thresholds tried', text, figures)
+    table = tried.build(self._groups, self._baseline, self._metric)
+    return Section('thresholds', 'Thresholds tried', text, figures, table)
 
   def models(self) -> Section:
     figures = self._means(self._qualities)

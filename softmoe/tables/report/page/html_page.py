@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
+from softmoe.tables.report.figures.sections import Section
 from softmoe.tables.report.markdown import INTERVALS
 from softmoe.tables.report.numbers.runs import Run
 from softmoe.tables.report.page import parts
@@ -27,10 +28,20 @@ def _body(summary: Summary) -> Iterable[str]:
   yield f'<p class="small">{escape(INTERVALS)}</p></section>'
   yield _contents(summary)
   for section in summary.sections:
-    yield parts.section(section)
+    yield parts.section(section, _table(section))
   yield _runs(summary)
   yield parts.provenance(summary.provenance, summary.commands)
   yield '</main>'
+
+
+def _table(section: Section) -> str:
+  if section.table is None:
+    return ''
+  rows = []
+  for i, (head, *cells) in enumerate(section.table.rows):
+    rest = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
+    rows.append(parts.row(f'{section.key}-{i}', escape(head), rest))
+  return parts.table(section.table.titles, rows)
 
 
 def _headline(line: Headline) -> str:
