@@ -148,15 +148,38 @@ def _measure(suite: suite_lib.Suite, workdir: pathlib.Path) -> dict[str, Any]:
     evaluate = config_lib.load('evaluators', name)
     metrics |= evaluate(workdir, **options)
   wanted = metrics.get(f'{suite.splits[0]}/moe/wanted')
-  return {'costs': _costs(experiment, wanted), 'metrics': metrics}
+  in_training = wanted_in_training(workdir / 'metrics.jsonl')
+  costs = _costs(experiment, wanted, in_training)
+  return {'costs': costs, 'metrics': metrics}
 
 
-def _costs(experiment: Any, wanted: float | None) -> dict[str, Any]:
+def wanted_in_training(path: pathlib.Path) -> float | None:
+  """Returns experts that a token wanted, on average over a run's steps.
+
+  A router that learns to want fewer wants many at first.
+
+  Args:
+    path: of the metrics that the run wrote.
+  """
+  import numpy as np
+
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  seen = {p['step']: p['moe/wanted'] for p in lines if 'moe/wanted' in p}
+  if not seen:
+    return None
+  steps = range(min(seen), max(seen) + 1)  # between two that were logged: lines
+  return float(np.mean(np.interp(steps, [*seen], [*seen.values()])))
+
+
+def _costs(
+  experiment: Any, wanted: float | None, in_training: float | None
+) -> dict[str, Any]:
   """Returns sizes and FLOPs; a training step counts as three forward passes.
 
   Args:
     experiment: of the run.
     wanted: experts of a token on average, as was measured; None: the config's.
+    in_training: the same over the steps of the training.
   """
   from softmoe.costs import flops
 
@@ -165,13 +188,13 @@ def _costs(experiment: Any, wanted: float | None) -> dict[str, Any]:
   training = flops.forward(config, training=True)
   units = config.steps * config.data.batch_size * task.units_per_example
   if forward.is_fixed:
-    wanted = None
+    wanted = in_training = None
   return {
     'params': experiment.num_params(),
     'active_params': flops.active_params(experiment, forward, wanted),
     'gflop': forward.flops(wanted) / 1e9,
     'unit': task.unit,
-    'training_exaflop': 3 * training.flops(wanted) * units / 1e18,
+    'training_exaflop': 3 * training.flops(in_training) * units / 1e18,
   }
 
 

@@ -80,10 +80,24 @@ def test_costs_are_of_the_experts_that_tokens_wanted(tiny, monkeypatch):
   monkeypatch.setattr(flops, 'forward', lambda *_, **__: cost)
   config = tiny(model__moe__router='threshold')
   experiment = experiment_lib.build(config, jax.devices()[:1])
-  costs = worker._costs(experiment, 2.0)
+  costs = worker._costs(experiment, 2.0, 5.0)
   an_expert = 2 * 16 * 32 + 16 + 32
   assert costs['active_params'] == costs['params'] - (8 - 2) * an_expert
   assert costs['gflop'] == 2 + 2 / 8 * 4
+  images = config.steps * config.data.batch_size
+  in_training = 3 * (2 + 5 / 8 * 4) * images / 1e9
+  assert math.isclose(costs['training_exaflop'], in_training)
+
+
+def test_experts_wanted_in_training_are_a_mean_over_its_steps(tmp_path):
+  rows = [{'step': 1, 'moe/wanted': 9.0}, {'step': 2, 'eval/moe/wanted': 0.0}]
+  rows += [{'step': s, 'moe/wanted': w} for s, w in ((5, 5.0), (6, 5.0))]
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  expected = (9 + 8 + 7 + 6 + 5 + 5) / 6
+  assert math.isclose(worker.wanted_in_training(path), expected)
+  path.write_text('{"step": 1, "loss": 2.0}\n')
+  assert worker.wanted_in_training(path) is None
 
 
 @pytest.mark.parametrize(
