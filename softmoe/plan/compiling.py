@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -97,14 +98,23 @@ def compile_program(
   if cache is None:
     return _compile(lowered)
   path = cache / f'{_key(lowered, target)}.json.gz'
-  if path.exists():
-    return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
+  compiled = _read(path)
+  if compiled is not None:
+    return compiled
   compiled = _compile(lowered)
   temporary = path.with_suffix(f'.{os.getpid()}')
   content = json.dumps(dataclasses.asdict(compiled)).encode()
   temporary.write_bytes(gzip.compress(content))
   temporary.replace(path)
   return compiled
+
+
+def _read(path: pathlib.Path) -> Compiled | None:
+  """Returns what was kept; None if there is nothing, or it is damaged."""
+  try:
+    return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
+  except (OSError, EOFError, zlib.error, ValueError, TypeError):
+    return None
 
 
 def _key(lowered: Any, target: targets.Target) -> str:

@@ -65,6 +65,18 @@ def test_another_program_target_or_version_is_another(
   assert len(compiles) == 5
 
 
+def test_a_damaged_file_of_the_cache_is_made_again(target, tmp_path):
+  first = compiling.compile_program(trace(), target, tmp_path)
+  (path,) = tmp_path.iterdir()
+  whole = path.read_bytes()
+  for damaged in (whole[:-9], whole[:20] + b'!' + whole[21:], b''):
+    path.write_bytes(damaged)
+    made = compiling.compile_program(trace(), target, tmp_path)
+    assert (made.text, made.needed) == (first.text, first.needed)
+    (path,) = tmp_path.iterdir()
+    assert compiling._read(path) == made
+
+
 @pytest.mark.parametrize(
   ('message', 'needed'),
   [

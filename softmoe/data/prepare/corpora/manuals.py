@@ -3,6 +3,7 @@
 import functools
 import gzip
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,10 +54,17 @@ def documents(manual: Manual, path: pathlib.Path) -> Blocks:
   """Returns the documents of a file, by its path and what it calls them.
 
   The path begins with the folder's name. A file `*.dz` is unpacked.
+
+  Raises:
+    UserError: it is damaged.
   """
   content = path.read_bytes()
   if path.suffix == '.dz':
-    content = gzip.decompress(content)
+    try:
+      content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as e:
+      expected = f'the file of {manual.package}, undamaged: install it again'
+      raise UserError('files', str(path), f'{expected} ({e})') from e
   found = manual.read(content.decode('utf-8', errors='replace'))
   base = path.relative_to(manual.folder.parent).as_posix()
   return {f'{base}{name}': blocks for name, blocks in found.items()}

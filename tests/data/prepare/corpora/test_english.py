@@ -217,6 +217,9 @@ def test_packed_files_and_titles_of_mallard(tmp_path):
   packed.write_bytes(gzip.compress(b'Word\n\n   Said.\n'))
   one = manuals.Manual('p', 'l', packed.parent, '.dz', dictionary.pages)
   assert list(manuals.documents(one, packed)) == ['d/some.dict.dz 0 Word']
+  packed.write_bytes(packed.read_bytes()[:-6])
+  with pytest.raises(UserError, match='some.dict.dz.*of p, undamaged: install'):
+    manuals.documents(one, packed)
   found = manuals._mallard(
     '<page><info><desc>no</desc></info><title>Use <gui>it</gui></title>'
     '<p>Press <link xref="a">A</link> or <link xref="b"/>B.</p></page>'
