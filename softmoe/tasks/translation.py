@@ -202,16 +202,19 @@ class Translation(vocabularies.OfTokens):
         'prompt', f'{lengths[at]} tokens: {prompts[at]}', expected
       )
     found: list[str] = [''] * len(prompts)
-    bucket = np.searchsorted(self.config.data.buckets, lengths)
-    for i, length in enumerate(self.config.data.buckets):
-      rows = np.flatnonzero(bucket == i)
-      if len(rows):
-        self._write(model, [sources[r] for r in rows], length, rows, found, how)
+    size = min(len(prompts), self.config.data.eval_batch_size)
+    order = buckets.Order(lengths, self.config.data.buckets, size, seed=0)
+    for batch in order.evaluation:
+      # Of one size, that each bucket compiles once.
+      shape = self.filled(size), batch.length
+      some = [sources[i] for i in batch.indices]
+      texts = self._write(model, some, shape, how)
+      for i, text in zip(batch.indices, texts, strict=True):
+        found[i] = text
     return found
 
-  def _write(self, model, sources, length, rows, found, how) -> None:
-    source = np.zeros((self.filled(len(sources)), length), np.int32)
-    mask = np.zeros(source.shape, bool)
+  def _write(self, model, sources, shape, how) -> list[str]:
+    source, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
     for row, tokens in enumerate(sources):
       source[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
     search = self.config.search
@@ -220,9 +223,7 @@ class Translation(vocabularies.OfTokens):
     tokens = translate(
       model, jnp.asarray(source), jnp.asarray(mask), self.tokenizer.eos, search
     )
-    texts = self._texts(jax.device_get(tokens)[: len(rows)])
-    for row, text in zip(rows, texts, strict=True):
-      found[row] = text
+    return self._texts(jax.device_get(tokens)[: len(sources)])
 
   def _represent(self, model, batch, key=None, router_options=None):
     keys = [None] * 2 if key is None else list(jax.random.split(key))

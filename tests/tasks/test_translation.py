@@ -159,6 +159,29 @@ def test_groups_of_sentences_are_filled_up(config_of):
   assert written[0] == written[1] and all(written[0])
 
 
+@pytest.mark.parametrize('size', [2, 64])
+def test_lines_are_written_in_batches_and_come_back_in_order(
+  config_of, monkeypatch, size
+):
+  shapes = set()
+
+  def echo(model, source, *_):
+    shapes.add(source.shape)
+    return source
+
+  monkeypatch.setattr(translation, 'translate', echo)
+  config = config_of()
+  data = dataclasses.replace(config.data, eval_batch_size=size)
+  task = translation.Translation(dataclasses.replace(config, data=data))
+  lines = ['ja', 'danke ' * 5, 'tag', 'guten tag ' * 3, 'nein', 'ja', 'nein ja']
+  prompts = [f'<2de> {line}' for line in lines]
+  model = experiment_lib.abstract_model(task)
+  written = task.write(model, prompts, generation.Sampling(6, beam=2))
+  said = [text.removeprefix('<2de>').strip() for text in written]
+  assert said == [line.strip() for line in lines]
+  assert shapes == {(min(size, 7), length) for length in (16, 48)}
+
+
 @pytest.mark.parametrize(
   'scan', [False, pytest.param(True, marks=pytest.mark.slow)]
 )
