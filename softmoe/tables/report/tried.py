@@ -22,16 +22,20 @@ def build(
   if not any(_at(s, metric).is_at_threshold for _, s in settings):
     return None
   names = table.names(groups)
-  titles = [title for title, _ in names]
-  titles += ['threshold', metric.title, f'over {baseline}']
-  titles += [f'{count} experts' for count in _COUNTS]
-  rows = []
-  for group, setting in settings:
-    cells = [cell(group) for _, cell in names]
-    cells += _quality(group, groups, baseline, metric, setting)
-    cells += _experts(group, setting)
-    rows.append(cells)
-  titles.append('MFLOP of experts, a token and layer')
+  titles = [
+    *(title for title, _ in names),
+    *('threshold', metric.title, f'over {baseline}'),
+    *(f'{count} experts' for count in _COUNTS),
+    'MFLOP of experts, a token and layer',
+  ]
+  rows = [
+    [
+      *(cell(group) for _, cell in names),
+      *_quality(group, groups, baseline, metric, setting),
+      *_experts(group, setting),
+    ]
+    for group, setting in settings
+  ]
   return table.Table(titles, rows, [group for group, _ in settings])
 
 

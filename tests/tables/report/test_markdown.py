@@ -102,9 +102,10 @@ def test_thresholds_that_were_tried_have_a_table(folder):
   wanted = {'test': 8, 't0.2': 1, 't0.9': 6}
   for path in folder.glob('*-seed*.json'):
     facts = json.loads(path.read_text())
-    for split, n in wanted.items() if 'soft' in path.name else ():
-      facts['metrics'] |= {
-        f'{split}/accuracy': 0.7 + n / 100,
+    soft = 'soft' in path.name
+    for split, n in wanted.items() if soft else [('test', 8)]:
+      own = {} if split == 'test' else {f'{split}/accuracy': 0.7 + n / 100}
+      facts['metrics'] |= own | {
         f'{split}/moe/wanted': n,
         f'{split}/moe/granted': n,
         f'{split}/moe/executed': n + 0.25,
@@ -112,12 +113,16 @@ def test_thresholds_that_were_tried_have_a_table(folder):
       }
     path.write_text(json.dumps(facts))
   text = report(folder).split('## Thresholds tried')[1]
-  low, high = text.split('##')[0].strip().splitlines()[2:]
+  own, low, high = text.split('##')[0].strip().splitlines()[2:]
   cells = [cell.strip() for cell in low.strip('|').split('|')]
   gap, counts = cells.pop(4), ['1 ± 0', '1 ± 0', '1.25 ± 0', '1']
   assert cells == ['soft', '32', '0.2', '71.00 ± 0.00', *counts]
   assert gap == '−1.00 ± 25.41'  # vit has 70 and 74
   assert high.split('|')[3].strip() == '0.9'
+  # A mixture of which none was tried has a row of what it is.
+  cells = [cell.strip() for cell in own.strip('|').split('|')]
+  assert cells[:5] == ['vit', '32', '–', '72.00 ± 25.41', '–']
+  assert cells[5:] == ['8 ± 0', '8 ± 0', '8.25 ± 0', '8']
 
 
 def test_missing_runs_and_broken_files_are_said(folder):
